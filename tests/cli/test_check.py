@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vmq check and vmq schema: what is printed is itself a configuration, with the same meaning."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vmq.config import Config, parse
+
+FILE = """
+[engine]
+processors = "0"
+
+[uplink."w.an"]
+kind = "pcap"
+write = "/tmp/out.pcap"
+repeat = true
+rate = "2k"
+
+[vm.web]
+uplink = "w.an"
+mac = "52-54-00-00-00-0A"
+learn = "0e:fc:00:00:00:00/24"
+"""
+EFFECTIVE = """\
+# {name}: no mistake found; 1 uplink, 1 VM
+
+[engine]
+api = "/run/vmq/api.sock"  # default
+processors = "0"
+# group is left open
+
+[uplink."w.an"]
+kind = "pcap"
+# mtu is left open
+link_local = "drop"  # default
+# read is left open
+write = "/tmp/out.pcap"
+repeat = true
+rate = 2000
+lossless = true  # default
+
+[vm.web]
+socket = "/run/vmq/web.sock"
+mode = "listen"  # default
+uplink = "w.an"
+mac = ["52:54:00:00:00:0a"]
+# vlan is left open
+learn = ["0e:fc:00:00:00:00/24"]
+learn_max = 8  # default
+# processor is left open
+queue_pairs = 16  # default
+spoof_check = true  # default
+# mtu is left open
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    path = tmp_path / "vmq.toml"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def test_check_prints_the_configuration_in_effect(vmq, file) -> None:
+    """Defaults written out and marked; what stays open said."""
+    assert vmq("check", str(file)) == (0, EFFECTIVE.format(name=file), "")
+
+
+def test_what_check_prints_is_the_same_configuration(vmq, file) -> None:
+    """Reading it again changes nothing: a plan from one to the other is empty."""
+    printed = vmq("check", str(file))[1]
+
+    assert parse(printed, str(file)) == parse(FILE, str(file)) != Config()
+
+
+def test_check_in_json_has_the_words_of_the_file(vmq, file) -> None:
+    """uplink and vm, as in the file; values as the engine takes them."""
+    code, out, err = vmq("check", str(file), "-j")
+    printed = json.loads(out)
+
+    assert (code, err) == (0, "")
+    assert printed["engine"] == {"api": "/run/vmq/api.sock", "processors": [0], "group": None}
+    assert printed["uplink"]["w.an"]["kind"] == "pcap"
+    assert printed["vm"]["web"]["mac"] == ["52:54:00:00:00:0a"]
+
+
+def test_check_of_a_wrong_file_prints_its_mistakes_and_ends_with_2(vmq, file) -> None:
+    """One line each on stderr, nothing on stdout."""
+    file.write_text(FILE + "vlan = 0\nweight = 1\n", encoding="utf-8")
+
+    assert vmq("check", str(file)) == (
+        2,
+        "",
+        (
+            f"{file}: [vm.web] vlan: 0 is not valid. Remedy: Set vlan to a number from 1 to 4094; "
+            "leave it out for untagged and priority-tagged frames\n"
+            f"{file}: [vm.web] weight: not available in this version. Remedy: Remove the key\n"
+        ),
+    )
+
+
+def test_schema_is_printed_as_json(vmq) -> None:
+    """For an editor's #:schema line."""
+    code, out, err = vmq("schema", "config")
+
+    assert (code, err) == (0, "")
+    assert set(json.loads(out)["$defs"]) == {"Config", "Engine", "Tap", "Packet", "Pcap", "Memory", "Vm"}

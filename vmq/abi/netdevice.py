@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network devices of the host: requests by name (ioctl), what a link is (rtnetlink), options of sockets on one."""
+
+from __future__ import annotations
+
+from vmq.abi.layout import i32, layout, u8, u16, u32, u64
+
+# linux-if.h
+IFNAMSIZ = 16  # with the NUL at the end
+ifreq = layout(40, ("name", "S16"), ("value", i32), ("rest", u32, (5,)))  # the union begins with an int for all we ask
+SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
+SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922
+SIOCBRADDIF, SIOCBRDELIF = 0x89A2, 0x89A3
+IFF_UP, IFF_MASK = 1, 0xFFFF  # ifr_flags is a short
+ARPHRD_ETHER = 1  # linux-if_arp.h
+
+# linux-if_tun.h: beside those of vmq.abi.linux
+TUNGETVNETHDRSZ = 0x800454D7
+
+# linux-if_packet.h: beside those of vmq.abi.linux
+PACKET_FANOUT_FLAG_UNIQUEID = 0x2000
+PACKET_MR_ALLMULTI = 2
+tpacket_stats = layout(8, ("packets", u32), ("drops", u32))
+
+# linux-if_ether.h
+ETH_P_ALL = 3
+
+# linux-socket.h
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_RCVBUFFORCE = 26, 27, 33
+sock_filter = layout(8, ("code", u16), ("jt", u8), ("jf", u8), ("k", u32))
+sock_fprog = layout(16, ("len", u16), ("filter", u64))
+BPF_RET_K = 6  # classic BPF: accept `k` bytes
+
+# linux-rtnetlink.h, linux-netlink.h, linux-if_link.h
+nlmsghdr = layout(16, ("len", u32), ("type", u16), ("flags", u16), ("seq", u32), ("pid", u32))
+nlattr = layout(4, ("len", u16), ("type", u16))
+ifinfomsg = layout(
+    16, ("family", u8), ("pad", u8), ("type", u16), ("index", i32), ("flags", u32), ("change", u32)
+)
+NLM_F_REQUEST, NLMSG_ERROR, NLA_ALIGN, NLA_TYPE_MASK = 1, 2, 4, 0x3FFF
+RTM_NEWLINK, RTM_GETLINK = 16, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_PROMISCUITY = 1, 3, 4, 10, 16, 30
+IF_OPER_WORDS = ("unknown", "not present", "down", "lower layer down", "testing", "dormant", "up")

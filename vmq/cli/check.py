@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmq check` and `vmq schema`: the configuration, judged and described, and nothing started.
+
+What check prints is the configuration in effect, and is itself a configuration: with every default written
+out and marked, paths absolute and addresses canonical. A key that was left out and stays open is a comment.
+Reading the output gives the same configuration again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vmq.cli.grammar import FILES, Verbs, add_json, add_verb, offer, shortened
+
+if TYPE_CHECKING:
+    from vmq.config import Config
+
+SCHEMAS = ("config",)
+
+
+def add(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "check", check, "the configuration, judged, and nothing started")
+    offer(parser.add_argument("file", metavar="FILE", help="the configuration"), FILES)
+    add_json(parser)
+    parser = add_verb(verbs, "schema", schema, "the JSON Schema of the configuration, for editors")
+    parser.add_argument("what", choices=SCHEMAS, type=shortened(SCHEMAS), help="one of %(choices)s")
+
+
+def check(args: argparse.Namespace) -> int:
+    from msgspec import to_builtins
+
+    from vmq.config import load
+
+    config = load(args.file)
+    print(json.dumps(to_builtins(config), indent=2) if args.json else "\n".join(effective(args.file, config)))
+    return 0
+
+
+def schema(_: argparse.Namespace) -> int:
+    from vmq.config import schema as of_config
+
+    print(json.dumps(of_config(), indent=2))
+    return 0
+
+
+def effective(name: str, config: Config) -> Iterator[str]:
+    """The configuration in effect, as lines of TOML."""
+    counts = (_count(len(config.uplinks), "uplink"), _count(len(config.vms), "VM"))
+    yield f"# {name}: no mistake found; {', '.join(counts)}"
+    yield from _table("engine", config.engine)
+    for noun, tables in (("uplink", config.uplinks), ("vm", config.vms)):
+        for key, record in tables.items():
+            yield from _table(f"{noun}.{_key(key)}", record)
+
+
+def _table(title: str, record: Any) -> Iterator[str]:
+    from msgspec.structs import fields
+
+    yield f"\n[{title}]"
+    if hasattr(record, "kind"):
+        yield f'kind = "{record.kind}"'
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if value is None:
+            yield f"# {field.name} is left open"
+        else:
+            mark = "  # default" if value == field.default else ""
+            yield f"{field.name} = {_toml(field.name, value)}{mark}"
+
+
+def _toml(key: str, value: object) -> str:
+    """A record's value as it is written in the file."""
+    from vmq.config import cpu_text
+
+    if key == "processors" and isinstance(value, tuple):
+        return f'"{cpu_text(value)}"'
+    if key == "repeat" and value == 0:
+        return "true"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _key(name: str) -> str:
+    return json.dumps(name) if "." in name else name
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs share: the parser, words that may be shortened, and the options that several verbs have.
+
+A word may be shortened as far as it stays unambiguous, as with `ip`: `vmq sh q` is `vmq show queues`. Long
+options may be, too; argparse does that itself.
+
+A mistake in the words is a ConfigError like one in a file, so it is printed like one: one line, with the
+remedy.
+
+`complete` on an argument tells shtab, at build time, what a shell offers there. The VMs' names come from
+`vmq __complete vms`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
+
+from vmq import API_SOCKET
+from vmq.errors import ConfigError
+
+QEMU_IS = {"listen": "client", "connect": "server"}  # mode of a VM → libvirt's word for it
+CONFIG = "/etc/vmq/vmq.toml"
+ASK_VMS = "vmq __complete vms 2>/dev/null"
+FILES = {
+    "bash": "_shtab_compgen_files",
+    "zsh": "_files",
+    "tcsh": "f",
+    "fish": "(__fish_complete_path (commandline -ct))",
+}
+VMS = {
+    "bash": "_vmq_complete_vms",
+    "zsh": f"($({ASK_VMS}))",
+    "tcsh": f"`{ASK_VMS}`",
+    "fish": f"({ASK_VMS})",
+    "preamble": {"bash": f'_vmq_complete_vms() {{ compgen -W "$({ASK_VMS})" -- "$1"; }}'},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are ConfigErrors, to be printed in one place."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(self.prog, message, f"See {self.prog} --help")
+
+
+Verbs = Any  # argparse's class of subparsers has no public name
+Run = Callable[[argparse.Namespace], int]
+
+
+def add_verb(verbs: Verbs, name: str, run: Run, summary: str) -> Parser:
+    """A verb and the function that does it."""
+    parser: Parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument("-j", "--json", action="store_true", help="print JSON, errors too")
+
+
+def add_api(parser: Parser) -> None:
+    option = parser.add_argument(
+        "--api", metavar="PATH", help=f"the engine's socket (default: $VMQ_API, or {API_SOCKET})"
+    )
+    offer(option, FILES)
+
+
+def add_config(parser: Parser) -> None:
+    option = parser.add_argument(
+        "--config", metavar="FILE", default=CONFIG, help="the configuration (default: %(default)s)"
+    )
+    offer(option, FILES)
+
+
+def offer(argument: argparse.Action, complete: dict[str, Any]) -> None:
+    """What a shell completes for an argument."""
+    argument.complete = complete  # type: ignore[attr-defined]
+
+
+def expand(word: str, words: Collection[str]) -> str:
+    """The one of `words` that `word` begins; if none or several, the word itself, for argparse to refuse."""
+    found = [long for long in words if long.startswith(word)]
+    return found[0] if len(found) == 1 and word not in words else word
+
+
+def shortened(words: Collection[str]) -> Callable[[str], str]:
+    """The type of an argument whose choices may be shortened."""
+
+    def word(text: str) -> str:
+        return expand(text, words)
+
+    return word
+
+
+def seconds(text: str) -> float:
+    """The type of a time: seconds, more than none and less than a week."""
+    value = float(text)
+    if not 0 < value <= 7 * 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
+    return value

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no table of a file can judge alone: clashes between tables, names that lead nowhere, paths too long.
+
+    judge ─┬─ engine    its processors exist
+           ├─ uplinks   no device twice, captures readable and written once
+           ├─ VMs       uplink and processor exist
+           ├─ sockets   short enough, no path twice, the API's included
+           └─ filters   no (uplink, VLAN, MAC) of two VMs: the frame would have two owners
+
+Each rule names the later of two tables that clash, and both in words. A table with an error of its own has no
+record and is not judged; that it exists still counts, so that one mistake is reported once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from vmq.config.forms import cpu_text, shown
+from vmq.config.records import SOCKET_PATH_MAX, Config, Packet, Pcap, Tap
+from vmq.errors import ConfigError, ConfigErrors, HostError
+
+
+class Complaints:
+    """All that is wrong in one file, in the order found."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.errors: list[ConfigError] = []
+
+    def add(self, place: str, wrong: str, remedy: str, *, error: type[ConfigError] = ConfigError) -> None:
+        self.errors.append(error(f"{self.where}: {place}" if place else self.where, wrong, remedy))
+
+    def error(self) -> ConfigErrors:
+        return ConfigErrors(self.errors)
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+def judge(
+    config: Config, complaints: Complaints, *, named: Collection[str], available: Collection[int] | None
+) -> None:
+    """Add what is wrong with the records together. `named`: the uplinks that the file has a table for.
+
+    `available`: the processors there are; None leaves them unjudged.
+    """
+    _processors(config, complaints, available)
+    _devices(config, complaints)
+    _captures(config, complaints)
+    for name, vm in config.vms.items():
+        if vm.uplink is not None and vm.uplink not in named:
+            others = ", ".join(named) or "no uplink yet"
+            complaints.add(
+                f"[vm.{name}] uplink",
+                f"there is no [uplink.{vm.uplink}]",
+                f"Add that table, or name one of the file: {others}",
+            )
+    _sockets(config, complaints)
+    _filters(config, complaints)
+
+
+def _processors(config: Config, complaints: Complaints, available: Collection[int] | None) -> None:
+    ours = config.engine.processors
+    there = f"this process may use {cpu_text(available)}" if available is not None else ""
+    missing = [cpu for cpu in ours or () if available is not None and cpu not in available]
+    if missing:
+        complaints.add(
+            "[engine] processors",
+            f"there is no processor {cpu_text(missing)}: {there}",
+            "Name processors that exist",
+            error=HostError,
+        )
+    for name, vm in config.vms.items():
+        place = f"[vm.{name}] processor"
+        if vm.processor is None:
+            continue
+        if available is not None and vm.processor not in available:
+            complaints.add(
+                place,
+                f"there is no processor {vm.processor}: {there}",
+                "Name a processor that exists",
+                error=HostError,
+            )
+        elif ours is not None and vm.processor not in ours:
+            complaints.add(
+                place,
+                f"{vm.processor} is not one of the engine's, {cpu_text(ours)}",
+                "Add it to processors of [engine], or name one of those",
+            )
+
+
+def _devices(config: Config, complaints: Complaints) -> None:
+    owner: dict[str, str] = {}
+    for name, uplink in config.uplinks.items():
+        if not isinstance(uplink, Tap | Packet):
+            continue
+        first = owner.setdefault(uplink.device, name)
+        if first != name:
+            complaints.add(
+                f"[uplink.{name}] device",
+                f"{shown(uplink.device)} is the device of [uplink.{first}] already",
+                "Give each uplink its own device",
+            )
+        if isinstance(uplink, Tap) and uplink.bridge == uplink.device:
+            complaints.add(
+                f"[uplink.{name}] bridge", "the device itself", "Name the bridge that the device joins"
+            )
+
+
+def _captures(config: Config, complaints: Complaints) -> None:
+    files: dict[str, str] = {}
+    captures = {name: uplink for name, uplink in config.uplinks.items() if isinstance(uplink, Pcap)}
+    for name, uplink in captures.items():
+        if uplink.read is not None:
+            files.setdefault(uplink.read, f"read of [uplink.{name}]")
+            try:
+                with Path(uplink.read).open("rb") as capture:
+                    capture.read(1)
+            except OSError as error:
+                complaints.add(
+                    f"[uplink.{name}] read",
+                    f"{shown(uplink.read)} cannot be read: {error.strerror}",
+                    "Give the path of a readable capture",
+                    error=HostError,
+                )
+        elif uplink.write is None:
+            complaints.add(f"[uplink.{name}]", "neither read nor write is set", "Set read, write or both")
+    for name, uplink in captures.items():
+        here = f"write of [uplink.{name}]"
+        if uplink.write is not None and files.setdefault(uplink.write, here) != here:
+            complaints.add(
+                f"[uplink.{name}] write",
+                f"{shown(uplink.write)} is {files[uplink.write]} already",
+                "Write to a file of its own",
+            )
+
+
+def _sockets(config: Config, complaints: Complaints) -> None:
+    owner: dict[str, str] = {}
+    for place, path in _socket_paths(config):
+        size = len(os.fsencode(path))
+        if size > SOCKET_PATH_MAX:
+            complaints.add(
+                place,
+                f"{shown(path)} has {size} bytes, and the path of a socket at most {SOCKET_PATH_MAX}",
+                "Choose a shorter path",
+            )
+        first = owner.setdefault(path, place)
+        if first != place:
+            complaints.add(place, f"{shown(path)} is {first} already", "Give each socket its own path")
+
+
+def _socket_paths(config: Config) -> Iterator[tuple[str, str]]:
+    yield "[engine] api", config.engine.api
+    for name, vm in config.vms.items():
+        yield f"[vm.{name}] socket", vm.socket
+
+
+def _filters(config: Config, complaints: Complaints) -> None:
+    owner: dict[tuple[str | None, int | None, str], str] = {}
+    for name, vm in config.vms.items():
+        for mac in vm.mac:
+            first = owner.setdefault((vm.uplink, vm.vlan, mac), name)
+            if first != name:
+                segment = "without a VLAN" if vm.vlan is None else f"of VLAN {vm.vlan}"
+                complaints.add(
+                    f"[vm.{name}] mac",
+                    f"{shown(mac)} {segment} belongs to [vm.{first}] already",
+                    "Give one of the two another address, VLAN or uplink",
+                )

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records of a configuration: every key, declared once.
+
+    Config ── engine: Engine
+           ├─ uplinks: name → Tap | Packet | Pcap | Memory      (`kind` in the file chooses which)
+           └─ vms:     name → Vm
+
+A record is immutable, and compared and hashed by value: two equal configurations plan no action. Its texts
+are canonical: addresses in lower case with colons, paths absolute. `None` means that the key was left out;
+the words of each key say what happens then.
+
+The description of a key is a phrase that completes "Set KEY to …": errors print it so. A range is given
+twice, for the reader (`ge`, `le`) and for the person (in the phrase); a test compares the two.
+
+`xdp` is no kind yet, and `weight`, `trunk`, `qmp` and a VM's `lossless` are no keys: the reader refuses them
+in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vmq import API_SOCKET
+
+QUEUE_PAIRS_MAX = 16  # receive queues of one VM port
+SOCKET_PATH_MAX = 107  # unix(7) "Address format": sun_path has 108 bytes, and the last is a NUL
+
+
+def says(phrase: str, **limits: Any) -> msgspec.Meta:
+    """What a key is set to: in words, and in msgspec's limits (`ge`, `le`, `min_length`)."""
+    meta: msgspec.Meta = msgspec.Meta(description=phrase, **limits)
+    return meta
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Immutable, compared and hashed by value."""
+
+
+class Engine(Record, frozen=True, kw_only=True):
+    """The process itself."""
+
+    api: Annotated[str, says("the path of the socket that vmq show asks")] = API_SOCKET
+    processors: (
+        Annotated[
+            tuple[int, ...],
+            says('the processors of the workers, as "1" or "0-3,8"; leave it out to let the engine choose'),
+        ]
+        | None
+    ) = None
+    group: Annotated[str, says("the name of the group that owns the sockets, QEMU's")] | None = None
+
+
+class Uplink(Record, frozen=True, kw_only=True, tag_field="kind"):
+    """Where frames enter and leave the host: what all kinds have."""
+
+    mtu: (
+        Annotated[
+            int, says("a number from 68 to 65535; leave it out to keep the device's own", ge=68, le=65535)
+        ]
+        | None
+    ) = None
+    link_local: Annotated[
+        Literal["drop", "forward"],
+        says('"drop" or "forward": what becomes of frames to 01:80:c2:00:00:00 to 0f'),
+    ] = "drop"
+
+    @property
+    def kind(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class Tap(Uplink, frozen=True, kw_only=True, tag="tap"):
+    """A TAP device: the host itself is at the other end."""
+
+    device: Annotated[str, says("the name of a network device, at most 15 characters")]
+    bridge: Annotated[str, says("the name of the bridge that the device joins")] | None = None
+    create: Annotated[bool, says("true or false: create the device if it does not exist")] = True
+    persist: Annotated[bool, says("true or false: leave a created device behind at the end")] = False
+
+
+class Packet(Uplink, frozen=True, kw_only=True, tag="packet"):
+    """A NIC or a veth through AF_PACKET: its kernel driver stays."""
+
+    device: Annotated[str, says("the name of a network device, at most 15 characters")]
+    promiscuous: Annotated[bool, says("true or false: take all frames, not only those of a filter")] = False
+
+
+class Pcap(Uplink, frozen=True, kw_only=True, tag="pcap"):
+    """A capture replayed as frames from the wire, another written with what leaves; either may be absent."""
+
+    read: Annotated[str, says("the path of a capture to replay")] | None = None
+    write: Annotated[str, says("the path of a capture to write")] | None = None
+    # In the record, 0 is without end: in Python True == 1, so a flag would compare equal to "once".
+    repeat: Annotated[int, says("a number of replays from 1, or true for no end", ge=0)] = 1
+    rate: (
+        Annotated[int, says('frames a second, as 5000 or "1M"; leave it out for full speed', ge=1)] | None
+    ) = None
+    lossless: Annotated[bool, says("true or false: read no further while a destination is full")] = True
+
+
+class Memory(Uplink, frozen=True, kw_only=True, tag="memory"):
+    """Frames made in memory, to the VMs of the uplink in turn, and a sink; for tests and benchmarks."""
+
+    size: Annotated[int, says("the bytes of a frame, a number from 60 to 65535", ge=60, le=65535)] = 64
+    flows: Annotated[int, says("a number of flows from 1 to 1048576", ge=1, le=1048576)] = 1
+    count: (
+        Annotated[int, says("the number of frames to make, 0 for none; leave it out for no end", ge=0)] | None
+    ) = None
+    lossless: Annotated[bool, says("true or false: make no more while a destination is full")] = True
+
+
+class Vm(Record, frozen=True, kw_only=True):
+    """A VM port: its socket, its receive filters, its receive queues."""
+
+    # The reader fills in the default: the VM's name, beside the socket of the API.
+    socket: Annotated[str, says(f"the path of its vhost-user socket, at most {SOCKET_PATH_MAX} bytes")] = ""
+    mode: Annotated[
+        Literal["listen", "connect"], says('"listen" (QEMU connects) or "connect" (QEMU listens)')
+    ] = "listen"
+    uplink: (
+        Annotated[
+            str,
+            says("the NAME of an [uplink.NAME]; leave it out to reach only VMs without one"),
+        ]
+        | None
+    ) = None
+    mac: Annotated[
+        tuple[str, ...], says('its address, as "52:54:00:00:00:01", or a list of them', min_length=1)
+    ]
+    vlan: (
+        Annotated[
+            int,
+            says(
+                "a number from 1 to 4094; leave it out for untagged and priority-tagged frames", ge=1, le=4094
+            ),
+        ]
+        | None
+    ) = None
+    learn: Annotated[
+        tuple[str, ...],
+        says('a list of prefixes of source addresses it may add to its filters, as "0e:fc:00:00:00:00/24"'),
+    ] = ()
+    learn_max: Annotated[
+        int, says("the most addresses it may add, a number from 1 to 1024", ge=1, le=1024)
+    ] = 8
+    processor: (
+        Annotated[int, says("the number of a processor; leave it out to let the engine choose", ge=0)] | None
+    ) = None
+    queue_pairs: Annotated[
+        int,
+        says(
+            f"the number of receive queues offered to the guest, from 1 to {QUEUE_PAIRS_MAX}",
+            ge=1,
+            le=QUEUE_PAIRS_MAX,
+        ),
+    ] = QUEUE_PAIRS_MAX
+    spoof_check: Annotated[bool, says("true or false: drop frames from an address that is not the VM's")] = (
+        True
+    )
+    mtu: (
+        Annotated[int, says("a number from 68 to 65535; leave it out to take the uplink's", ge=68, le=65535)]
+        | None
+    ) = None
+
+
+AnyUplink = Tap | Packet | Pcap | Memory
+KINDS: dict[str, type[AnyUplink]] = {"tap": Tap, "packet": Packet, "pcap": Pcap, "memory": Memory}
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, rename={"uplinks": "uplink", "vms": "vm"}):
+    """A whole configuration. The mappings are not to be changed."""
+
+    engine: Engine = Engine()
+    uplinks: Mapping[str, AnyUplink] = msgspec.field(default_factory=dict)
+    vms: Mapping[str, Vm] = msgspec.field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.engine, frozenset(self.uplinks.items()), frozenset(self.vms.items())))

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vmq show` shows: rows of plain values, read from the counters while the kernels count on.
+
+A row says what is in effect, not what the configuration asked for: the processor is read back from the thread, the
+uplink's settings from the kernel, features and sizes from the front-end. Every counter is one 64-bit word with one
+writer, so a reader never sees half of it; sums of several are as consistent as the moment allows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from vmq.abi import virtio
+from vmq.abi.ethernet import mac_text
+from vmq.dataplane import state
+from vmq.engine.engine import Engine
+from vmq.engine.vm import Vm
+from vmq.errors import ApiError
+from vmq.worker import Worker
+
+Row = dict[str, Any]
+_FEATURES = {
+    value: name.removeprefix("VIRTIO_").lower()
+    for name, value in vars(virtio).items()
+    if name.startswith(("VIRTIO_F_", "VIRTIO_NET_F_", "VIRTIO_RING_F_"))
+}
+
+
+def drops(*counters: Any) -> dict[str, int]:
+    """Named drops that happened, summed over rows of counters."""
+    total = sum(np.asarray(one, np.int64).reshape(-1, state.DROP_COUNT).sum(axis=0) for one in counters)
+    return {name: int(total[code]) for code, (name, _) in enumerate(state.DROPS) if total[code]}
+
+
+def last_error(vm: Vm) -> Row | None:
+    """What stands in a VM's way, and the remedy."""
+    if vm.error is not None:
+        return {"what": vm.error[0], "remedy": vm.error[1]}
+    spoofed = int(vm.engine.segment.rows["port_state"][vm.number]["spoofed"])
+    if spoofed:
+        remedy = f'add "{mac_text(spoofed)}" to mac, a prefix to learn, or set spoof_check = false'
+        return {"what": f"it sends from {mac_text(spoofed)}, which is not one of its addresses", "remedy": remedy}
+    if vm.port.connection is not None and vm.obstacle:
+        return {"what": vm.obstacle, "remedy": ""}
+    return None
+
+
+def _features(vm: Vm) -> list[str]:
+    word = vm.session.features or 0
+    return [name for bit, name in sorted(_FEATURES.items()) if word >> bit & 1]
+
+
+def vm_row(vm: Vm) -> Row:
+    """One VM port."""
+    rows = vm.queue_rows()
+    worker = vm.engine.workers[vm.worker]
+    spoofed = int(vm.engine.segment.rows["port_state"][vm.number]["spoofed"])
+    return {
+        "name": vm.name,
+        "state": vm.state,
+        "mode": vm.config.mode,
+        "socket": vm.config.socket,
+        "uplink": vm.config.uplink,
+        "mac": list(vm.config.mac),
+        "vlan": vm.config.vlan,
+        "learned": [mac_text(mac) for mac in vm.learned],
+        "processors": [worker.cpu],
+        "queue_pairs": vm.config.queue_pairs,
+        "queues_running": len(vm.running),
+        "mtu": vm.mtu,
+        "features": _features(vm),
+        "frames_to_guest": int(rows["frames_to_guest"].sum()),
+        "bytes_to_guest": int(rows["bytes_to_guest"].sum()),
+        "frames_from_guest": int(rows["frames_from_guest"].sum()),
+        "bytes_from_guest": int(rows["bytes_from_guest"].sum()),
+        "indications": int(rows["indications"].sum()),
+        "drops": drops(rows["to_guest_drops"], rows["account"]["drops"]),
+        "connects": vm.connects,
+        "last_error": last_error(vm),
+        "spoofed_mac": mac_text(spoofed) if spoofed else None,
+    }
+
+
+def queue_row(vm: Vm, index: int) -> Row:
+    """One receive queue that the guest has set up."""
+    row = vm.queue_rows()[index]
+    indications, frames = int(row["indications"]), int(row["frames_to_guest"])
+    ring = vm.session.rings
+    return {
+        "vm": vm.name,
+        "queue": index,
+        "processor": vm.engine.workers[vm.worker].cpu,
+        "state": "running" if index in vm.running else "stopped",
+        "size_to_guest": ring[2 * index].size,
+        "size_from_guest": ring[2 * index + 1].size,
+        "frames_to_guest": frames,
+        "bytes_to_guest": int(row["bytes_to_guest"]),
+        "frames_from_guest": int(row["frames_from_guest"]),
+        "bytes_from_guest": int(row["bytes_from_guest"]),
+        "offered_to_guest": int(row["offered_to_guest"]),
+        "forwarded": int(row["account"]["forwarded"]),
+        "copies": int(row["account"]["copies"]),
+        "indications": indications,
+        "suppressed": int(row["suppressed"]),
+        "frames_per_indication": round(frames / indications, 1) if indications else None,
+        "batches": [int(count) for count in row["batches"]],
+        "drops": drops(row["to_guest_drops"], row["account"]["drops"]),
+    }
+
+
+def filter_rows(engine: Engine) -> Iterable[Row]:
+    """Every receive filter: which address in which VLAN leads to which receive queue."""
+    for vm in engine.vms.values():
+        for place, mac in enumerate(vm.macs):
+            yield {
+                "mac": mac_text(mac),
+                "vlan": vm.config.vlan,
+                "uplink": vm.config.uplink,
+                "vm": vm.name,
+                "queue": 0,
+                "source": "config" if place < len(vm.config.mac) else "learned",
+            }
+
+
+def uplink_row(engine: Engine, name: str) -> Row:
+    """One uplink: the sum of its lanes, and what the kernel says of it."""
+    number, uplink = engine.uplinks[name]
+    count = len(engine.workers)
+    rows = engine.segment.rows["lane_state"][number * count : (number + 1) * count]
+    row = {
+        "name": name,
+        "lanes": count,
+        **{
+            key: int(rows[key].sum())
+            for key in ("frames_from_wire", "bytes_from_wire", "frames_to_wire", "bytes_to_wire")
+        },
+        "forwarded": int(rows["account"]["forwarded"].sum()),
+        "copies": int(rows["account"]["copies"].sum()),
+        "completed": int(rows["completed"].sum()),
+        "segmented": int(rows["segmented"].sum()),
+        "waiting": int(rows["pending"].sum()),
+        "drops": drops(rows["to_wire_drops"], rows["account"]["drops"]),
+    }
+    return row | uplink.status()
+
+
+def processor_row(engine: Engine, worker: Worker) -> Row:
+    """One processor; where its thread may run is read back from the kernel."""
+    effective = sorted(os.sched_getaffinity(worker.thread_id)) if worker.alive() and worker.thread_id else []
+    busy, slept = int(worker.row["busy_ns"]), int(worker.row["slept_ns"])
+    vms = [vm for vm in engine.vms.values() if vm.worker == worker.index]
+    return {
+        "cpu": worker.cpu,
+        "effective": effective,
+        "thread": worker.thread_id,
+        "state": "gone" if not worker.alive() else "sleeping" if worker.row["sleeping"] else "busy",
+        "why": engine.why,
+        "vms": len(vms),
+        "queues": sum(len(vm.running) for vm in vms),
+        "rounds": int(worker.row["rounds"]),
+        "bursts": int(worker.row["bursts"]),
+        "sleeps": int(worker.row["sleeps"]),
+        "wakeups": int(worker.row["wakeups"]),
+        "busy_ratio": round(busy / (busy + slept), 4) if busy + slept else None,
+    }
+
+
+def show(engine: Engine, what: str) -> list[Row]:
+    """The rows of one view."""
+    if what == "vms":
+        return [vm_row(vm) for vm in engine.vms.values()]
+    if what == "queues":
+        return [queue_row(vm, index) for vm in engine.vms.values() for index in _set_up(vm)]
+    if what == "filters":
+        return list(filter_rows(engine))
+    if what == "uplinks":
+        return [uplink_row(engine, name) for name in engine.uplinks]
+    if what == "processors":
+        return [processor_row(engine, worker) for worker in engine.workers]
+    raise ApiError(
+        "NOT_FOUND", f"nothing called {what!r} to show", "one of vms, queues, filters, uplinks, processors"
+    )
+
+
+def _set_up(vm: Vm) -> list[int]:
+    """Receive queues that run or have counted; queue 0 always."""
+    rows = vm.queue_rows()
+    counted = np.flatnonzero(rows["frames_to_guest"] + rows["frames_from_guest"] + rows["offered_to_guest"])
+    return sorted({0, *vm.running, *(int(index) for index in counted)})

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of `vmq run`: compile, open everything, serve, reload on SIGHUP, stop on SIGTERM or SIGINT.
+
+Nothing is half-started: kernels are compiled before a socket exists, and whatever cannot be opened undoes what was
+opened before it. A reload that fails leaves the old configuration in force and says why. A worker that dies takes
+the process with it, loudly; the service manager starts it again and the guests reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from vmq.config import Config, load
+from vmq.control.explain import explain
+from vmq.control.server import Server
+from vmq.control.views import show
+from vmq.dataplane import faults
+from vmq.dataplane.classify import slot_of
+from vmq.engine.engine import Engine
+from vmq.errors import ConfigError, HostError, VmqError
+from vmq.jit import compile_for, watch_compilation
+from vmq.worker import compile_loop
+
+PROCESSORS_BY_DEFAULT = 4
+LOG = logging.getLogger("vmq")
+
+
+def compile_kernels() -> int:
+    """Compile or load every kernel of the engine, with progress on a terminal; how many were compiled."""
+    names: list[str] = []
+
+    def note(name: str) -> None:
+        names.append(name)
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\rcompiling the data plane, once: {len(names)} functions, now {name:<30.30}")
+            sys.stderr.flush()
+        elif len(names) == 1:
+            sys.stderr.write("compiling the data plane, once: about 20 seconds\n")
+
+    with watch_compilation(note):
+        compile_loop()
+        faults.on_sigbus()
+        compile_for(slot_of, "int64", "int64", "int64")
+    if names and sys.stderr.isatty():
+        sys.stderr.write("\r" + " " * 90 + "\r")
+    return len(names)
+
+
+def choose_processors(config: Config) -> tuple[tuple[int, ...], str]:
+    """The processors of the workers, and why these."""
+    if config.engine.processors is not None:
+        return config.engine.processors, "processors in the configuration"
+    allowed = sorted(os.sched_getaffinity(0))
+    pinned = sorted({vm.processor for vm in config.vms.values() if vm.processor is not None})
+    if pinned:
+        return tuple(pinned), "the processors that VMs ask for"
+    chosen = (allowed[1:] or allowed)[:PROCESSORS_BY_DEFAULT]
+    return tuple(chosen), f"chosen from {len(allowed)} allowed: not the first, which serves interrupts; at most 4"
+
+
+def group_number(where: str, name: str | None) -> int:
+    """The id of the group that owns sockets; -1 to leave it."""
+    if name is None:
+        return -1
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise HostError(f"{where}: engine.group", f"no group {name!r}", f"addgroup {name}, or leave it out") from error
+
+
+class Daemon:
+    """An engine with its API, from one configuration file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = load(path)
+        cpus, why = choose_processors(self.config)
+        self.engine = Engine(str(path), cpus, why, group_number(str(path), self.config.engine.group))
+        methods = {
+            "show": lambda params: show(self.engine, str(params.get("what", "vms"))),
+            "explain": lambda params: explain(self.engine, params),
+            "ping": lambda params: {"pid": os.getpid()},
+        }
+        self.server = Server(self.config.engine.api, self.engine.group, methods)
+        self.ended = asyncio.Event()
+        self.problem: BaseException | None = None
+
+    async def serve(self) -> None:
+        """Open, serve until told to stop, close."""
+        self.engine.failed = self._failed
+        self.engine.start()
+        try:
+            await self.server.start(f"{self.path}: engine.api")
+            self.engine.reconfigure(self.config)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.ended.set)
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            count = len(self.config.vms)
+            LOG.warning("ready: %d VM port%s, api %s", count, "" if count == 1 else "s", self.config.engine.api)
+            await self.ended.wait()
+        finally:
+            await self.server.close()
+            self.engine.close()
+        if self.problem is not None:
+            raise self.problem
+
+    def _failed(self, problem: BaseException) -> None:
+        self.problem = problem
+        self.ended.set()
+
+    def reload(self) -> None:
+        """Read the file again; on any error the old configuration stays in force."""
+        try:
+            new = load(self.path)
+            fixed = [key for key in ("api", "processors", "group") if self._differs(new, key)]
+            if fixed:
+                raise ConfigError(f"{self.path}: engine.{fixed[0]}", "cannot change while running", "restart vmq run")
+            actions = self.engine.reconfigure(new)
+            self.config = new
+            LOG.warning("reloaded: %d change%s", len(actions), "" if len(actions) == 1 else "s")
+        except VmqError as error:
+            LOG.error("reload refused, the old configuration stays in force: %s", error)
+
+    def _differs(self, new: Config, key: str) -> bool:
+        return bool(getattr(new.engine, key) != getattr(self.config.engine, key))
+
+
+def run(path: Path) -> int:
+    """`vmq run`: serve until a signal; VmqError when it cannot."""
+    logging.basicConfig(level=logging.INFO, format="vmq: %(message)s", stream=sys.stderr)
+    load(path)
+    compile_kernels()
+
+    async def main() -> None:
+        await Daemon(path).serve()
+
+    asyncio.run(main())
+    return 0

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before a byte is written: which receive queues a frame is for (receive filters), or where else it goes.
+
+One hash table holds every receive filter of every uplink: (MAC, VLAN id, uplink) → VM port. The members of a
+segment (uplink, VLAN id) stand under the broadcast address. It is open addressing at most half full, so the
+search is short and always ends. Frames arrive here in normal form: without tag, its VLAN id beside it.
+
+`steer` only notes deliveries, linked per receive queue; `deliver` (to_guest.py) writes them afterwards, queue by
+queue (two passes a burst).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vmq.abi.ethernet import LINK_LOCAL_MASK, LINK_LOCAL_VALUE, MAC_BROADCAST, MAC_GROUP_BIT
+from vmq.dataplane.state import (
+    DEFAULT_QUEUE,
+    DELIVERIES,
+    FRAMES,
+    LINK_LOCAL,
+    MAX_QUEUES,
+    NO_FILTER,
+    NONE,
+    OWN_ADDRESS,
+    VID_SHIFT,
+    account,
+    bucket,
+    delivery,
+    frame,
+    group,
+    todo,
+    vport,
+)
+from vmq.jit import at, int64, kernel, peek
+
+GOLDEN = 0x9E3779B1  # Knuth's multiplicative hash; operands stay below 2^31 and 2^32, so nothing wraps
+M31 = 0x7FFFFFFF
+
+
+@kernel
+def mac_at(address: int) -> int:
+    """Six bytes as the number vmq.abi.ethernet describes."""
+    return int64(peek(address, np.uint32)) | (int64(peek(address + 4, np.uint16)) << 32)
+
+
+@kernel
+def slot_of(key: int, uplink: int, mask: int) -> int:
+    """Where the search for a key begins."""
+    folded = (key ^ (key >> 29) ^ uplink) & M31
+    return ((folded * GOLDEN) >> 24) & mask
+
+
+@kernel
+def lookup(t: Any, mac: int, vid: int, uplink: int) -> int:
+    """VM port (for the broadcast address: group) of a filter, or NONE."""
+    mask = int64(t["bucket_mask"])
+    table = at(t["buckets"], mask + 1, bucket)
+    key = mac | (vid << VID_SHIFT)
+    slot = slot_of(key, uplink, mask)
+    while True:
+        row = table[slot]
+        held = int64(row["key"])
+        if held == key and int64(row["uplink"]) == uplink:
+            return int64(row["vport"])
+        if held < 0:
+            return NONE
+        slot = (slot + 1) & mask
+
+
+@kernel
+def count_drop(address: int, code: int) -> None:
+    """Count a frame that goes nowhere, in the account of its source."""
+    at(address, 1, account)[0]["drops"][code] += 1
+
+
+@kernel
+def note(w: Any, frame_index: int, queue: int) -> None:
+    """Note one delivery: link it to the others of its receive queue."""
+    rows = at(w["deliveries"], DELIVERIES, delivery)
+    lists = at(w["todo"], MAX_QUEUES, todo)
+    index = int64(w["delivery_count"])
+    rows[index]["frame"] = frame_index
+    rows[index]["next"] = NONE
+    rows[index]["queue"] = queue
+    rows[index]["done"] = 0
+    if lists[queue]["first"] < 0:
+        lists[queue]["first"] = index
+        at(w["touched"], DELIVERIES, np.int64)[w["touched_count"]] = queue
+        w["touched_count"] += 1
+    else:
+        rows[int64(lists[queue]["last"])]["next"] = index
+    lists[queue]["last"] = index
+    w["delivery_count"] = index + 1
+
+
+@kernel
+def flood(t: Any, w: Any, index: int, row: Any) -> int:
+    """Note a delivery for each member of the frame's segment but its source; how many."""
+    number = lookup(t, MAC_BROADCAST, int64(row["vid"]), int64(row["uplink"]))
+    if number < 0:
+        return 0
+    segment = at(t["groups"], t["group_count"], group)[number]
+    members = at(t["members"], t["member_count"], np.int64)
+    ports = at(t["vports"], t["vport_count"], vport)
+    copies = int64(0)
+    for place in range(segment["first"], segment["first"] + segment["count"]):
+        member = members[place]
+        if member != row["source"]:
+            note(w, index, ports[member]["first_queue"])
+            copies += 1
+    return copies
+
+
+@kernel
+def steer(t: Any, w: Any, index: int, has_uplink: int, forward_link_local: int) -> None:
+    """Decide for one frame; every frame ends in `forwarded` or in one drop of its account."""
+    row = at(w["frames"], FRAMES, frame)[index]
+    books = at(row["account"], 1, account)[0]
+    from_guest = row["source"] >= 0
+    mac = mac_at(row["address"])
+    copies = int64(0)
+    outgoing = False
+    if mac & MAC_GROUP_BIT:
+        if (mac & LINK_LOCAL_MASK) == LINK_LOCAL_VALUE and not forward_link_local:
+            count_drop(row["account"], LINK_LOCAL)
+            return
+        copies = flood(t, w, index, row)
+        outgoing = from_guest and has_uplink != 0
+    else:
+        target = lookup(t, mac, int64(row["vid"]), int64(row["uplink"]))
+        if target >= 0 and target == row["source"]:
+            count_drop(row["account"], OWN_ADDRESS)
+            return
+        if target >= 0:
+            note(w, index, at(t["vports"], t["vport_count"], vport)[target]["first_queue"])
+            copies = int64(1)
+        outgoing = target < 0 and from_guest and has_uplink != 0
+    if outgoing:
+        at(w["outgoing"], FRAMES, np.int64)[w["outgoing_count"]] = index
+        w["outgoing_count"] += 1
+    if copies == 0 and not outgoing:
+        count_drop(row["account"], NO_FILTER if from_guest else DEFAULT_QUEUE)
+        return
+    books["forwarded"] += 1
+    books["copies"] += copies

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames a guest sends: take the chains of one virtqueue, copy and check the head of each frame, let it in or not.
+
+What is checked is what is delivered. The packet header and the first HEAD bytes of a frame are copied once into
+memory of the engine; address, VLAN and source are judged on that copy, and that copy is what the receiver gets,
+followed by the rest of the guest's buffers. A guest that rewrites its buffer meanwhile changes its payload, never
+the header that a filter or the source check saw.
+
+Chains are completed in order, after their frames were delivered: a reader of guest memory never outlives a round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vmq.abi.ethernet import (
+    ETH_ALEN,
+    ETH_HLEN,
+    ETH_TYPE_OFFSET,
+    MAC_GROUP_BIT,
+    TPID_8021Q_LE,
+    VLAN_HLEN,
+    VLAN_VID_MASK,
+)
+from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr
+from vmq.dataplane.classify import lookup, mac_at
+from vmq.dataplane.memory import drain
+from vmq.dataplane.ports import report
+from vmq.dataplane.split import head_at, walk
+from vmq.dataplane.state import (
+    BURST,
+    CHAIN_MAX,
+    EVENT_LEARN,
+    EVENT_SPOOFED,
+    FAULT_BASE,
+    FRAMES,
+    FROM_GUEST_OFFLOAD,
+    FROM_GUEST_SHORT,
+    FROM_GUEST_SOURCE,
+    FROM_GUEST_SPOOFED,
+    FROM_GUEST_TOO_LONG,
+    FROM_GUEST_VLAN,
+    HEAD,
+    HEAD_STRIDE,
+    MAX_VPORTS,
+    PIECES,
+    VLAN_TRUNCATED,
+    engine,
+    frame,
+    learn,
+    piece,
+    port_state,
+)
+from vmq.jit import at, int64, kernel, peek, poke
+
+HEADER = net_hdr.itemsize
+ADMITTED = 0
+
+
+@kernel
+def untag(row: Any) -> int:
+    """Take the outer 802.1Q tag of a frame out of band: ADMITTED, or -1 - drop. The first part is ours to move."""
+    address = int64(row["address"])
+    if int64(peek(address + ETH_TYPE_OFFSET, np.uint16)) != TPID_8021Q_LE:
+        return ADMITTED
+    if row["length"] < ETH_HLEN + VLAN_HLEN:
+        return -1 - VLAN_TRUNCATED
+    tci = int64(peek(address + ETH_HLEN, np.uint16))
+    row["tci"] = ((tci & 255) << 8) | (tci >> 8)
+    row["tagged"] = 1
+    low, high = peek(address, np.uint64), peek(address + 8, np.uint32)
+    poke(address + VLAN_HLEN, np.uint64, low)
+    poke(address + VLAN_HLEN + 8, np.uint32, high)
+    row["address"] = address + VLAN_HLEN
+    row["head"] -= VLAN_HLEN
+    row["length"] -= VLAN_HLEN
+    return ADMITTED
+
+
+@kernel
+def into_segment(port: Any, row: Any) -> int:
+    """Put a frame into the segment of its VM port: ADMITTED, or -1 - drop."""
+    outcome = untag(row)
+    if outcome != ADMITTED:
+        return outcome
+    vlan = int64(port["vlan"])
+    if row["tagged"] and row["tci"] & VLAN_VID_MASK:
+        return -1 - FROM_GUEST_VLAN
+    if vlan:
+        row["tci"] = (int64(row["tci"]) & ~VLAN_VID_MASK) | vlan
+        row["tagged"] = 1
+    row["vid"] = vlan
+    return ADMITTED
+
+
+@kernel
+def may_learn(t: Any, port: Any, mac: int) -> bool:
+    """Whether the source lies in one of the VM's `learn` prefixes, and there is room."""
+    table = at(t["learns"], t["learn_count"], learn)
+    for index in range(port["learn_first"], port["learn_first"] + port["learn_count"]):
+        if (mac & table[index]["mask"]) == table[index]["value"]:
+            return int64(port["learn_left"]) > 0
+    return False
+
+
+@kernel
+def check_source(t: Any, w: Any, port: Any, number: int, row: Any) -> int:
+    """The source-MAC check: ADMITTED, or -1 - drop. A new address in a learn prefix is reported and let in."""
+    mac = mac_at(row["address"] + ETH_ALEN)
+    if mac == port["mac"]:
+        return ADMITTED
+    if mac == 0 or mac & MAC_GROUP_BIT:
+        return -1 - FROM_GUEST_SOURCE
+    owner = lookup(t, mac, int64(row["vid"]), int64(port["uplink"]))
+    if owner == number:
+        return ADMITTED
+    if owner < 0 and may_learn(t, port, mac):
+        report(w, EVENT_LEARN, number, mac)
+        return ADMITTED
+    if not port["spoof_check"]:
+        return ADMITTED
+    state = at(at(w["engine"], 1, engine)[0]["port_state"], MAX_VPORTS, port_state)[number]
+    if state["spoofed"] != mac:
+        state["spoofed"] = mac
+        report(w, EVENT_SPOOFED, number, mac)
+    return -1 - FROM_GUEST_SPOOFED
+
+
+@kernel
+def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int) -> int:
+    """Make `row` of the chain pieces[first:end]: ADMITTED, or -1 - drop."""
+    pieces = at(w["pieces"], PIECES, piece)
+    total = int64(w["total"])
+    if total < HEADER + ETH_HLEN:
+        return -1 - FROM_GUEST_SHORT
+    if total - HEADER > port["frame_max"] + VLAN_HLEN:
+        return -1 - FROM_GUEST_TOO_LONG
+    header = at(w["header"], 1, net_hdr)[0]
+    first = drain(pieces, first, end, w["header"], HEADER)
+    if header["flags"] & NET_HDR_F_NEEDS_CSUM or header["gso_type"]:
+        return -1 - FROM_GUEST_OFFLOAD
+    length = total - HEADER
+    head = min(length, HEAD)
+    row["address"] = int64(w["heads"]) + int64(w["frame_count"]) * HEAD_STRIDE
+    first = drain(pieces, first, end, int64(row["address"]), head)
+    row["head"] = head
+    row["length"] = length
+    row["piece_first"] = first
+    row["piece_count"] = end - first
+    row["tci"] = 0
+    row["tagged"] = 0
+    row["source"] = number
+    row["uplink"] = port["uplink"]
+    outcome = into_segment(port, row)
+    if outcome != ADMITTED:
+        return outcome
+    if row["length"] < ETH_HLEN:
+        return -1 - FROM_GUEST_SHORT
+    if row["length"] > port["frame_max"]:
+        return -1 - FROM_GUEST_TOO_LONG
+    return check_source(t, w, port, number, row)
+
+
+@kernel
+def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: Any, ready: int) -> int:
+    """Take up to `ready` chains: frames in w["frames"], heads in w["chains"], a fault in w["broken"]; chains taken.
+
+    The chains stay available until `give_back`.
+    """
+    frames = at(w["frames"], FRAMES, frame)
+    pieces = at(w["pieces"], PIECES, piece)
+    chains = at(w["chains"], BURST, np.int64)
+    taken = int64(0)
+    account = books["account"]
+    while taken < ready and w["piece_count"] < PIECES - 2 * CHAIN_MAX:
+        head = head_at(vq, ring, taken)
+        first = int64(w["piece_count"])
+        end = walk(t, w, port, vq, ring, head, 0, pieces, first)
+        if end <= -1 - FAULT_BASE:
+            w["broken"] = -1 - FAULT_BASE - end
+            break
+        row = frames[w["frame_count"]]
+        outcome = end if end < 0 else take(t, w, port, number, row, first, end)
+        books["frames_from_guest"] += 1
+        if end >= 0:
+            books["bytes_from_guest"] += max(int64(w["total"]) - HEADER, 0)
+        if outcome < 0:
+            account["drops"][-1 - outcome] += 1
+        else:
+            w["frame_count"] += 1
+            w["piece_count"] = end
+        chains[taken] = head
+        taken += 1
+    return taken

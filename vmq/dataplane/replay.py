@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lanes that replay recorded frames (a capture file, a generator in memory) and sink what leaves into a byte ring.
+
+The frames lie in memory, in normal form, as rows of `recorded`. A lossless lane is not read while a destination is
+full: what could not be delivered waits in the lane's backlog as (frame, receive queue) and goes first next time,
+so the order of every queue is kept and nothing is delivered twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vmq.abi.ethernet import VLAN_VID_MASK
+from vmq.dataplane.classify import note
+from vmq.dataplane.handover import push
+from vmq.dataplane.state import (
+    BURST,
+    DELIVERIES,
+    FRAMES,
+    NONE,
+    PIECES,
+    TO_WIRE_FULL,
+    delivery,
+    frame,
+    piece,
+    queue,
+    recorded,
+    vport,
+    waiting,
+)
+from vmq.jit import at, int64, kernel
+
+
+@kernel
+def present(lane: Any, row: Any, number: int) -> None:
+    """Make `row` of recorded frame `number`."""
+    item = at(lane["source"], lane["source_count"], recorded)[number]
+    row["address"] = item["address"]
+    row["head"] = row["length"] = item["length"]
+    row["piece_first"] = row["piece_count"] = 0
+    row["tci"] = item["tci"]
+    row["tagged"] = item["tagged"]
+    row["vid"] = int64(item["tci"]) & VLAN_VID_MASK
+
+
+@kernel
+def replay_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
+    """The next frames of the recording into the round; how many."""
+    frames = at(w["frames"], FRAMES, frame)
+    limit = min(BURST, int64(t["frame_limit"]))
+    taken = int64(0)
+    while taken < limit and (lane["laps"] == 0 or state["lap"] < lane["laps"]):
+        present(lane, frames[taken], state["cursor"])
+        state["bytes_from_wire"] += frames[taken]["length"]
+        taken += 1
+        state["cursor"] += 1
+        if state["cursor"] == lane["source_count"]:
+            state["cursor"] = 0
+            state["lap"] += 1
+    w["frame_count"] = taken
+    return taken
+
+
+@kernel
+def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
+    """Bring what waits back into the round: one frame row a delivery. A queue that is gone loses its frames."""
+    rows = at(lane["backlog"], DELIVERIES, waiting)
+    frames = at(w["frames"], FRAMES, frame)
+    count = min(int64(state["pending"]), FRAMES)
+    for index in range(count):
+        number = int64(rows[index]["queue"])
+        present(lane, frames[index], rows[index]["recorded"])
+        frames[index]["account"] = NONE
+        frames[index]["source"] = NONE
+        frames[index]["uplink"] = lane["uplink"]
+        if number < t["queue_count"]:
+            target = at(t["queues"], t["queue_count"], queue)[number]["vport"]
+            if at(t["vports"], t["vport_count"], vport)[target]["active"]:
+                note(w, index, number)
+    w["frame_count"] = count
+
+
+@kernel
+def keep_backlog(w: Any, lane: Any, state: Any, first: int, presented: int) -> None:
+    """After delivery: what is undone waits. `first` is the recorded number of frame 0, NONE if it was the backlog.
+
+    `presented` rows of an older backlog were in this round; what lies behind them moves up.
+    """
+    rows = at(lane["backlog"], DELIVERIES, waiting)
+    deliveries = at(w["deliveries"], DELIVERIES, delivery)
+    left = int64(0)
+    for index in range(w["delivery_count"]):
+        if not deliveries[index]["done"]:
+            number = int64(deliveries[index]["frame"])
+            if first == NONE:
+                rows[left]["recorded"] = rows[number]["recorded"]
+            else:
+                rows[left]["recorded"] = (first + number) % lane["source_count"]
+            rows[left]["queue"] = deliveries[index]["queue"]
+            left += 1
+    for index in range(presented, state["pending"]):
+        rows[left]["recorded"] = rows[index]["recorded"]
+        rows[left]["queue"] = rows[index]["queue"]
+        left += 1
+    state["pending"] = left
+
+
+@kernel
+def replay_transmit(w: Any, lane: Any, state: Any) -> None:
+    """What leaves goes into the sink, if there is one."""
+    frames = at(w["frames"], FRAMES, frame)
+    pieces = at(w["pieces"], PIECES, piece)
+    outgoing = at(w["outgoing"], FRAMES, np.int64)
+    for index in range(w["outgoing_count"]):
+        row = frames[outgoing[index]]
+        if lane["sink"] and not push(lane["sink"], row, pieces, NONE):
+            state["to_wire_drops"][TO_WIRE_FULL] += 1
+            continue
+        state["frames_to_wire"] += 1
+        state["bytes_to_wire"] += row["length"]

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows that control plane and kernels share, the names of drops and faults, and our own limits.
+
+Two kinds of rows. *Version* rows (`tables` and what it points to) never change once a worker can see them:
+control builds a whole new version and publishes its address in `engine["tables"]` (docs/adr/0003). *State* rows
+live in one shared segment from start to end and have exactly one writer, named beside each.
+
+        engine ──► tables (version n) ──► vports, queues, virtqueues, regions, buckets, groups, lanes, …
+           │
+           └─────► state rows: workers, queue_state, ring_state, lane_state        same index as the version row
+
+A receive queue `q` has virtqueues `2q` (to_guest) and `2q + 1` (from_guest). Addresses are host addresses in
+bytes; a count is beside each. Everything is int64 unless memory traffic matters, so that interpreted and
+compiled arithmetic agree.
+"""
+
+from __future__ import annotations
+
+from vmq.abi.layout import i32, i64, layout, offset, rows, u8, u64
+
+BURST = 64  # frames a round takes from one source at most
+FRAMES = 256  # rows for frames: a segmented super-frame makes many of one
+PIECES = 8192  # scattered parts of the frames of one round
+CHAIN_MAX = 1024  # descriptors of one indirect table; direct chains are bounded by the queue size
+HEAD = (
+    64  # bytes of a guest's frame copied once before they are checked; what is checked is what is delivered
+)
+HEAD_STRIDE = 128  # room for HEAD and the alignment of its cache line
+CLAIMS = 256  # mergeable receive buffers that one frame may span
+DELIVERIES = 8192  # (frame, receive queue) pairs of one round; more than any flood
+BOUNCE = 1 << 17  # one frame made contiguous
+ARENA = 1 << 20  # segments of super-frames of one round
+FRAME_MAX = 65535 + 14 + 4  # the longest frame of any kind, tag included
+EVENTS = 1024  # rows of a worker's ring of events for control
+READY = 64  # descriptors one wait may report
+BATCH_BINS = 8  # 1, 2-3, 4-7, … frames an indication
+
+MAX_WORKERS = 64
+MAX_VPORTS = 2048
+MAX_QUEUES = 16384
+MAX_LANES = 1024
+MAX_LEARN = 16
+NONE = -1
+EPOCH_GONE = 1 << 62  # what a worker that has left announces
+
+M16 = 0xFFFF
+M32 = 0xFFFFFFFF
+
+# --- drops: one table yields the constant, the counter and the text (docs/man) ---
+DROPS: tuple[tuple[str, str], ...] = (
+    ("to_guest_no_buffer", "the guest has posted no receive buffer"),
+    (
+        "to_guest_too_long",
+        "the frame is longer than the MTU of the VM port or than the guest's receive buffers",
+    ),
+    ("to_guest_bad_buffer", "a receive buffer lies outside guest memory, or is not writable"),
+    ("to_guest_not_running", "the guest's driver has not started this receive queue"),
+    ("from_guest_bad_address", "a transmit buffer lies outside guest memory"),
+    ("from_guest_direction", "a transmit chain has a buffer that the device would write"),
+    ("from_guest_indirect", "an indirect table is empty, misaligned, nested or outside guest memory"),
+    ("from_guest_short", "a transmit chain is shorter than a packet header and an Ethernet header"),
+    ("from_guest_too_long", "a frame from the guest is longer than the MTU of its VM port"),
+    ("from_guest_offload", "the packet header asks for an offload that was not negotiated"),
+    ("from_guest_source", "the source address is zero or a group address"),
+    ("from_guest_spoofed", "the source address is not one of the VM's filters (spoof_check)"),
+    ("from_guest_vlan", "the frame carries a VLAN tag that this VM port does not accept"),
+    ("from_guest_disabled", "the guest sent on a ring that its driver has disabled"),
+    ("own_address", "the destination is the sender itself"),
+    ("no_filter", "no receive filter names the destination, and there is no uplink to send it to"),
+    (
+        "default_queue",
+        "no receive filter names the destination: the host's share (its own stack has it, or none)",
+    ),
+    ("link_local", "01:80:c2:00:00:0x never crosses a bridge (link_local)"),
+    ("vlan_truncated", "the frame ends inside its VLAN tag"),
+    ("runt", "the frame from the wire is shorter than an Ethernet header"),
+    ("from_wire_too_long", "the frame from the wire is longer than its buffer or the MTU"),
+    ("from_wire_offload", "checksum or segmentation metadata from the wire does not fit the frame"),
+    ("handover_full", "the ring to the processor of the destination is full"),
+    ("handover_moved", "the destination moved to another processor meanwhile"),
+    ("to_wire_full", "the uplink takes no more frames now"),
+    ("to_wire_error", "the uplink refused the frame"),
+)
+DROP_COUNT = 32  # columns of the counters; room for the names to come
+
+(
+    TO_GUEST_NO_BUFFER,
+    TO_GUEST_TOO_LONG,
+    TO_GUEST_BAD_BUFFER,
+    TO_GUEST_NOT_RUNNING,
+    FROM_GUEST_BAD_ADDRESS,
+    FROM_GUEST_DIRECTION,
+    FROM_GUEST_INDIRECT,
+    FROM_GUEST_SHORT,
+    FROM_GUEST_TOO_LONG,
+    FROM_GUEST_OFFLOAD,
+    FROM_GUEST_SOURCE,
+    FROM_GUEST_SPOOFED,
+    FROM_GUEST_VLAN,
+    FROM_GUEST_DISABLED,
+    OWN_ADDRESS,
+    NO_FILTER,
+    DEFAULT_QUEUE,
+    LINK_LOCAL,
+    VLAN_TRUNCATED,
+    RUNT,
+    FROM_WIRE_TOO_LONG,
+    FROM_WIRE_OFFLOAD,
+    HANDOVER_FULL,
+    HANDOVER_MOVED,
+    TO_WIRE_FULL,
+    TO_WIRE_ERROR,
+) = range(len(DROPS))
+
+# --- faults: they stop one VM port until its driver starts again ---
+FAULTS: tuple[tuple[str, str], ...] = (
+    ("none", ""),
+    ("avail_jump", "the available index is more than the queue size ahead (virtio-1.2 §2.7.6)"),
+    ("head_range", "the available ring names a descriptor beyond the table (virtio-1.2 §2.7.6)"),
+    ("next_range", "a descriptor chain leads beyond the table (virtio-1.2 §2.7.5)"),
+    ("chain_loop", "a descriptor chain is longer than the queue size: it loops (virtio-1.2 §2.7.5.2)"),
+    ("memory_gone", "guest memory disappeared under the engine: its file was truncated"),
+)
+FAULT_BASE = 64  # a chain that is refused gives -1 - drop, or -1 - FAULT_BASE - fault
+NO_FAULT, AVAIL_JUMP, HEAD_RANGE, NEXT_RANGE, CHAIN_LOOP, MEMORY_GONE = range(len(FAULTS))
+
+# --- events from a worker to control ---
+EVENT_LEARN, EVENT_FAULT, EVENT_SPOOFED = 1, 2, 3
+
+# --- kinds of uplink lanes, tested once a burst ---
+LANE_REPLAY, LANE_TAP, LANE_PACKET = 1, 2, 3
+
+# --- features of a virtqueue that a kernel asks for ---
+RING_EVENT_IDX, RING_INDIRECT, RING_MERGEABLE = 1, 2, 4
+
+# ------------------------------------------------------------------------------------------------------------
+# Version rows: written by control before publication, never after.
+
+tables = rows(
+    ("epoch", i64),
+    ("vports", i64), ("vport_count", i64),
+    ("queues", i64), ("queue_count", i64),
+    ("virtqueues", i64),  # 2 * queue_count rows
+    ("regions", i64), ("region_count", i64),
+    ("buckets", i64), ("bucket_mask", i64),
+    ("groups", i64), ("group_count", i64),
+    ("members", i64), ("member_count", i64),  # i64 numbers of VM ports, group after group
+    ("learns", i64), ("learn_count", i64),
+    ("lanes", i64), ("lane_count", i64),
+    ("jobs", i64),  # one row a worker
+    ("polls", i64), ("poll_count", i64),  # i64 numbers of receive queues, worker after worker
+    ("own_lanes", i64), ("own_lane_count", i64),  # i64 numbers of lanes, worker after worker
+    ("frame_limit", i64),  # frames a round may take so that no flood overruns DELIVERIES
+)  # fmt: skip
+
+vport = rows(
+    ("active", i64),
+    ("uplink", i64),  # index of the uplink, NONE without
+    ("vlan", i64),  # its segment; 0: untagged and priority-tagged
+    ("mac", i64),  # the first of its filters: most frames come from there
+    ("first_queue", i64), ("queue_count", i64),
+    ("region_first", i64), ("region_count", i64),  # sorted by guest address
+    ("frame_max", i64),  # bytes, without tag
+    ("learn_first", i64), ("learn_count", i64), ("learn_left", i64),
+    ("spoof_check", i64),
+    ("first_lane", i64),  # lane of worker 0 on its uplink; NONE without
+)  # fmt: skip
+
+queue = rows(("vport", i64), ("index", i64), ("worker", i64))
+
+virtqueue = rows(
+    ("running", i64),  # a kernel owns ring_state; otherwise protocol code does
+    ("enabled", i64),  # vhost-user "Ring states": started and disabled takes and discards
+    ("size", i64),
+    ("desc", i64), ("avail", i64), ("used", i64),
+    ("features", i64),  # RING_*
+    ("call_fd", i64), ("error_fd", i64),  # eventfds, NONE without
+)  # fmt: skip
+
+region = layout(32, ("guest", u64), ("size", u64), ("host", u64), ("vport", i64))
+
+bucket = layout(16, ("key", i64), ("uplink", i32), ("vport", i32))  # key: MAC | VID << 48; vport or group
+KEY_EMPTY = -1
+VID_SHIFT = 48
+
+group = layout(16, ("first", i64), ("count", i64))
+learn = layout(16, ("mask", i64), ("value", i64))
+
+lane = rows(
+    ("kind", i64),
+    ("uplink", i64),
+    ("worker", i64),
+    ("fd", i64),
+    ("receives", i64),
+    ("frame_max", i64),  # bytes, without tag
+    ("forward_link_local", i64),
+    ("lossless", i64),  # replay: not read while a destination is full
+    ("source", i64), ("source_count", i64),  # replay: `recorded` rows
+    ("laps", i64),  # replay: times round; 0 for ever
+    ("sink", i64),  # replay: byte ring for what leaves (handover.py); 0: counted only
+    ("buffers", i64), ("buffer_size", i64),  # receive buffers, one a message
+    ("messages", i64),  # packet: mmsghdr[BURST] to receive into, prepared by the uplink
+    ("transmit", i64),  # packet: mmsghdr[BURST] to send from
+    ("headers", i64),  # packet: BURST empty packet headers, each with room for a tag
+    ("held", i64),  # packet: `super_frame`, the one that is being cut into segments
+    ("backlog", i64),  # replay: `waiting` rows, frames whose destination was full
+)  # fmt: skip
+
+job = layout(32, ("poll_first", i64), ("poll_count", i64), ("lane_first", i64), ("lane_count", i64))
+
+# A frame of a capture or a generator, normalised when it was loaded: untagged, its tag beside it.
+recorded = layout(32, ("address", i64), ("length", i64), ("tci", i64), ("tagged", i64))
+waiting = layout(16, ("recorded", i64), ("queue", i64))
+
+# A TCP or UDP frame longer than the wire's, and how far it is cut (offload.py).
+super_frame = layout(
+    96,
+    ("address", i64), ("length", i64),
+    ("tci", i64), ("tagged", i64),
+    ("kind", i64),  # NET_HDR_GSO_*, without ECN
+    ("size", i64),  # payload of a segment
+    ("network", i64), ("transport", i64), ("payload", i64),  # where they begin, from the first byte of the frame
+    ("next", i64), ("count", i64),  # segments made, segments in all; equal: done
+    ("spare", i64),
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------------------
+# State rows. The writer is named; everybody may read.
+
+engine = rows(  # control, before the first worker starts; `tables` and `stop` later
+    ("magic", i64),
+    ("tables", i64),  # address of the published version: store-release by control
+    ("stop", i64),
+    ("worker_count", i64),
+    ("control_fd", i64),  # eventfd that wakes control for events
+    ("workers", i64),
+    ("queue_state", i64),
+    ("ring_state", i64),
+    ("lane_state", i64),
+    ("port_state", i64),
+    ("rings", i64),  # i64 addresses of hand-over rings, [from * MAX_WORKERS + to]
+    ("mappings", i64),  # `mapping` rows of all guest memory, for the SIGBUS handler
+)
+
+worker = rows(  # the worker; addresses and descriptors: control, before it starts
+    ("epoch", i64),  # store-release: rows of older versions are no longer used
+    ("sleeping", i64),  # store: in epoll_wait, or about to be
+    ("calling", i64),  # descriptor + 1 while a call is written; a watchdog looks
+    ("rounds", i64), ("bursts", i64), ("sleeps", i64), ("wakeups", i64), ("busy_ns", i64), ("slept_ns", i64),
+    ("index", i64),
+    ("engine", i64),
+    ("tables", i64), ("woke", i64),  # the version in use; when the last sleep ended, ns
+    ("epoll_fd", i64), ("doorbell_fd", i64),
+    ("frames", i64), ("heads", i64), ("pieces", i64), ("targets", i64),
+    ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
+    ("claims", i64), ("chains", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
+    ("ready", i64), ("clock", i64),
+    ("events", i64), ("event_head", i64),
+    ("frame_count", i64), ("piece_count", i64), ("delivery_count", i64), ("touched_count", i64),
+    ("outgoing_count", i64), ("arena_used", i64), ("total", i64), ("claim_count", i64),
+    ("broken", i64),  # fault found in this round, NO_FAULT without
+)  # fmt: skip
+
+# What became of the frames of one source: frames in = forwarded + drops; copies = deliveries to receive queues.
+account = layout(16 + 8 * DROP_COUNT, ("forwarded", i64), ("copies", i64), ("drops", i64, (DROP_COUNT,)))
+
+queue_state = rows(  # the worker of the queue; offered_to_guest = frames_to_guest + to_guest_* drops
+    ("frames_to_guest", i64), ("bytes_to_guest", i64),
+    ("frames_from_guest", i64), ("bytes_from_guest", i64),
+    ("indications", i64), ("suppressed", i64), ("call_lost", i64), ("offered_to_guest", i64),
+    ("batches", i64, (BATCH_BINS,)),
+    ("to_guest_drops", i64, (DROP_COUNT,)),
+    ("account", account),  # of what the guest sent
+)  # fmt: skip
+
+ring_state = rows(  # the worker while the virtqueue runs, control otherwise
+    ("next_avail", i64),
+    ("next_used", i64),
+    ("shown", i64),  # used index at the last indication
+    ("first", i64),  # 1: the next indication is sent in any case
+    ("asleep", i64),  # 1: the driver was asked to kick
+    ("region", i64),  # where the last buffer was found: a hint
+)
+
+port_state = rows(  # any worker that serves the port; control clears
+    ("fault", i64),
+    ("spoofed", i64),  # the last source address refused by the spoof check
+)
+
+lane_state = rows(  # the worker of the lane
+    ("cursor", i64), ("lap", i64), ("pending", i64),  # replay
+    ("have", i64), ("taken", i64), ("segmented", i64),  # packet: messages received, turned into frames; super-frames
+    ("frames_from_wire", i64), ("bytes_from_wire", i64),
+    ("frames_to_wire", i64), ("bytes_to_wire", i64),
+    ("completed", i64),  # checksums finished in software
+    ("to_wire_drops", i64, (DROP_COUNT,)),
+    ("account", account),  # of what came from the wire
+)  # fmt: skip
+
+mapping = layout(
+    32, ("host", i64), ("length", i64), ("vport", i64), ("spare", i64)
+)  # control; length 0: free
+MAX_MAPPINGS = 8192
+
+# One page at a fixed address tells a signal handler, which takes no arguments of ours, where the engines are.
+ANCHOR = 0x2000_0000_0000
+ANCHOR_SLOTS = 16  # i64 addresses of engine rows, 0 where free
+
+event = layout(24, ("kind", i64), ("vport", i64), ("value", i64))
+
+# ------------------------------------------------------------------------------------------------------------
+# A round's scratch, owned by its worker.
+
+frame = layout(
+    88,
+    ("address", i64),  # first contiguous part, private to the engine
+    ("head", i64),  # its bytes; the rest is in pieces
+    ("length", i64),  # all bytes, without tag
+    ("piece_first", i64),
+    ("piece_count", i64),
+    ("vid", i64),  # its segment
+    ("tci", i64),
+    ("tagged", i64),  # 1: carries `tci` on the wire
+    ("account", i64),  # address of the account of its source
+    ("source", i64),  # VM port it came from, NONE from the wire
+    ("uplink", i64),  # its segment is (uplink, vid)
+)
+
+piece = layout(16, ("address", i64), ("length", i64))
+delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue
+todo = layout(8, ("first", i32), ("last", i32))
+claim = layout(16, ("head", i64), ("length", i64))
+
+# A byte ring (handover.py): one writer, one reader, their indices on lines of their own.
+byte_ring = layout(
+    192,
+    ("head", i64), ("writer_pad", u8, (56,)),  # bytes ever written: the writer
+    ("tail", i64), ("reader_pad", u8, (56,)),  # bytes ever read: the reader
+    ("size", i64), ("data", i64), ("rest", u8, (48,)),
+)  # fmt: skip
+parcel = layout(
+    48,
+    ("size", i64),  # of the whole record, a multiple of 16; negative: skip to the start of the ring
+    ("length", i64),  # of the frame behind this header
+    ("vid", i64),
+    ("tci", i64),
+    ("tagged", i32), ("queue", i32),
+    ("source", i32), ("uplink", i32),
+)  # fmt: skip
+
+# Where the account of a source lies: in the row of its receive queue or lane.
+QUEUE_STATE, LANE_STATE = queue_state.itemsize, lane_state.itemsize
+QUEUE_ACCOUNT = offset(queue_state, "account")
+LANE_ACCOUNT = offset(lane_state, "account")

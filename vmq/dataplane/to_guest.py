@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second pass of a burst: write the frames of one receive queue into its guest, publish once, call at most once.
+
+        frame:   [first part, private] [tag, if it is kept] [rest of it] [pieces …]
+        guest:   [12-byte header][…]   one chain, or several with VIRTIO_NET_F_MRG_RXBUF
+
+A frame is placed whole or not at all: its buffers are gathered and checked first, then written, then given back.
+What does not fit is a named drop at the receiver, except for a source that waits (`hold`): then the delivery stays
+undone, and so does everything behind it for the same queue, which keeps the order.
+
+A receive buffer that cannot be used is returned with length 0; one that is merely too short stays where it is, so
+work per frame is bounded by CLAIMS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
+from vmq.abi.virtio import net_hdr
+from vmq.dataplane.memory import pour
+from vmq.dataplane.ports import call, fault
+from vmq.dataplane.split import available, give_back, head_at, publish, walk
+from vmq.dataplane.state import (
+    BATCH_BINS,
+    CLAIMS,
+    DELIVERIES,
+    FAULT_BASE,
+    FRAMES,
+    MAX_QUEUES,
+    NONE,
+    PIECES,
+    RING_MERGEABLE,
+    TO_GUEST_BAD_BUFFER,
+    TO_GUEST_NO_BUFFER,
+    TO_GUEST_NOT_RUNNING,
+    TO_GUEST_TOO_LONG,
+    claim,
+    delivery,
+    engine,
+    frame,
+    piece,
+    port_state,
+    queue,
+    queue_state,
+    ring_state,
+    todo,
+    virtqueue,
+    vport,
+)
+from vmq.jit import at, copy, int64, kernel, poke
+
+HEADER = net_hdr.itemsize
+DELIVERED = 0
+
+
+@kernel
+def gather(t: Any, w: Any, port: Any, vq: Any, ring: Any, need: int) -> int:
+    """Claim the chains for `need` bytes into w["targets"]; pieces, or -1 - drop, or -1 - FAULT_BASE - fault."""
+    claims = at(w["claims"], CLAIMS, claim)
+    pieces = at(w["targets"], PIECES, piece)
+    ready = available(vq, ring)
+    if ready < 0:
+        return ready
+    count = heads = room = int64(0)
+    w["claim_count"] = 0
+    while room < need:
+        if heads == ready:
+            return -1 - (TO_GUEST_TOO_LONG if ready == vq["size"] else TO_GUEST_NO_BUFFER)
+        if heads == CLAIMS:
+            return -1 - TO_GUEST_TOO_LONG
+        head = head_at(vq, ring, heads)
+        count = walk(t, w, port, vq, ring, head, 1, pieces, count)
+        if -1 - FAULT_BASE < count < 0:
+            count = -1 - TO_GUEST_BAD_BUFFER
+        if count < 0:
+            claims[heads]["head"] = head
+            w["claim_count"] = heads + 1
+            return count
+        claims[heads]["head"] = head
+        claims[heads]["length"] = w["total"]
+        room += w["total"]
+        heads += 1
+        # virtio-1.2 §5.1.6.4 Processing of Incoming Packets: the whole header lies in the first buffer
+        if room < need and (not vq["features"] & RING_MERGEABLE or room < HEADER):
+            return -1 - TO_GUEST_TOO_LONG
+    w["claim_count"] = heads
+    return count
+
+
+@kernel
+def write_frame(w: Any, row: Any, tag: int, source: Any) -> None:
+    """Header, frame and (with `tag`) its 802.1Q tag into the claimed buffers."""
+    targets = at(w["targets"], PIECES, piece)
+    header = int64(w["header"])
+    poke(header, np.uint64, np.uint64(0))
+    poke(header + 8, np.uint32, np.uint32(int64(w["claim_count"]) << 16))  # csum_offset 0, num_buffers
+    first = int64(row["address"])
+    head = int64(row["head"])
+    if row["piece_count"] == 0 and not tag and targets[0]["length"] >= HEADER + head:
+        base = int64(targets[0]["address"])
+        copy(base, header, HEADER)
+        copy(base + HEADER, first, head)
+        return
+    place, used = pour(targets, 0, 0, header, HEADER)
+    if tag:
+        place, used = pour(targets, place, used, first, ETH_TYPE_OFFSET)
+        poke(header, np.uint16, np.uint16(TPID_8021Q_LE))
+        tci = int64(row["tci"])
+        poke(header + 2, np.uint16, np.uint16(((tci & 255) << 8) | (tci >> 8)))
+        place, used = pour(targets, place, used, header, VLAN_HLEN)
+        first, head = first + ETH_TYPE_OFFSET, head - ETH_TYPE_OFFSET
+    place, used = pour(targets, place, used, first, head)
+    for index in range(row["piece_first"], row["piece_first"] + row["piece_count"]):
+        place, used = pour(targets, place, used, source[index]["address"], source[index]["length"])
+
+
+@kernel
+def return_claims(w: Any, vq: Any, ring: Any, need: int) -> None:
+    """Give the claimed chains back: all but the last filled completely; with `need` 0 all of them unused."""
+    claims = at(w["claims"], CLAIMS, claim)
+    for index in range(w["claim_count"]):
+        length = min(need, int64(claims[index]["length"])) if need > 0 else int64(0)
+        give_back(vq, ring, claims[index]["head"], length)
+        need -= length
+
+
+@kernel
+def place(t: Any, w: Any, port: Any, vq: Any, ring: Any, row: Any) -> int:
+    """Put one frame into the guest: DELIVERED, or -1 - drop, or -1 - FAULT_BASE - fault."""
+    tag = 1 if row["tagged"] and port["vlan"] == 0 else 0
+    length = int64(row["length"])
+    if length > port["frame_max"]:
+        return -1 - TO_GUEST_TOO_LONG
+    need = HEADER + length + VLAN_HLEN * tag
+    outcome = gather(t, w, port, vq, ring, need)
+    if outcome >= 0:
+        write_frame(w, row, tag, at(w["pieces"], PIECES, piece))
+        return_claims(w, vq, ring, need)
+        return DELIVERED
+    if outcome == -1 - TO_GUEST_BAD_BUFFER:
+        return_claims(w, vq, ring, 0)
+    return outcome
+
+
+@kernel
+def bin_of(frames: int) -> int:
+    """Histogram bin of a batch: 1, 2-3, 4-7, …"""
+    index = int64(0)
+    while frames > 1 and index < BATCH_BINS - 1:
+        frames >>= 1
+        index += 1
+    return index
+
+
+@kernel
+def deliver(t: Any, w: Any, number: int, hold: int) -> None:
+    """Everything noted for receive queue `number`, in order."""
+    shared = at(w["engine"], 1, engine)[0]
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    port = at(t["vports"], t["vport_count"], vport)[row["vport"]]
+    vq = at(t["virtqueues"], 2 * t["queue_count"], virtqueue)[2 * number]
+    ring = at(shared["ring_state"], 2 * MAX_QUEUES, ring_state)[2 * number]
+    books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
+    health = at(shared["port_state"], t["vport_count"], port_state)[row["vport"]]
+    deliveries = at(w["deliveries"], DELIVERIES, delivery)
+    frames = at(w["frames"], FRAMES, frame)
+    index = int64(at(w["todo"], MAX_QUEUES, todo)[number]["first"])
+    running = vq["running"] and vq["enabled"]
+    batch = int64(0)
+    while index != NONE:
+        one = frames[deliveries[index]["frame"]]
+        outcome = int64(-1 - TO_GUEST_NOT_RUNNING)
+        if running and health["fault"] == 0:
+            outcome = place(t, w, port, vq, ring, one)
+        if outcome <= -1 - FAULT_BASE:
+            fault(w, int64(row["vport"]), vq, -1 - FAULT_BASE - outcome)
+            outcome = int64(-1 - TO_GUEST_NOT_RUNNING)
+        if hold and outcome == -1 - TO_GUEST_NO_BUFFER:
+            break
+        books["offered_to_guest"] += 1
+        if outcome == DELIVERED:
+            batch += 1
+            books["bytes_to_guest"] += one["length"]
+        else:
+            books["to_guest_drops"][-1 - outcome] += 1
+        deliveries[index]["done"] = 1
+        index = int64(deliveries[index]["next"])
+    books["frames_to_guest"] += batch
+    if running and publish(vq, ring):
+        call(w, vq, books)
+        books["indications"] += 1
+        books["batches"][bin_of(batch)] += 1
+    elif batch > 0:
+        books["suppressed"] += 1

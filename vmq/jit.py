@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All of Numba: the one decorator, memory by address, ordered access, system calls, the compile cache.
+
+A kernel is Python that runs in two modes. Compiled, Numba turns it into native code that holds no lock and no
+GIL. Interpreted (NUMBA_DISABLE_JIT=1), the same function runs as Python: it can be debugged and its coverage
+measured. Everything here therefore exists twice: a plain Python body, and what compiled code sees (`overload`).
+
+Memory is reached in one way only, `at(address, count, dtype)`; who calls it has checked the bounds. What another
+party may change meanwhile (a guest, another thread) is read by `load_once` or `load_acquire` and published by
+`store_release`: ordinary accesses may be repeated, hoisted or merged by the optimiser.
+
+The cache on disk is keyed by the text of every source, every flag and every version (docs/adr/0004): Numba's own
+key misses edits in called files and the bounds-check flag. Kernels have no default arguments (each would compile
+a second signature), raise nothing and allocate nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+PACKAGE = Path(__file__).parent
+COMPILED_FOLDERS = ("abi", "dataplane", "guest")
+INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+
+def _sources() -> list[Path]:
+    folders = [path for folder in COMPILED_FOLDERS for path in sorted((PACKAGE / folder).glob("*.py"))]
+    return [PACKAGE / "jit.py", *folders]
+
+
+def _cache_home() -> Path:
+    """A folder private to the user; VMQ_CACHE_DIR, CACHE_DIRECTORY (systemd), XDG_CACHE_HOME, in that order."""
+    for name, below in (("VMQ_CACHE_DIR", ""), ("CACHE_DIRECTORY", "kernels"), ("XDG_CACHE_HOME", "vmq")):
+        if os.environ.get(name):
+            return Path(os.environ[name]) / below
+    home = os.environ.get("HOME")
+    return Path(home) / ".cache" / "vmq" if home else Path(f"/var/tmp/vmq-{os.getuid()}")
+
+
+def cache_directory() -> Path:
+    """The cache of exactly these sources, flags and versions."""
+    from importlib.metadata import version
+
+    key = hashlib.sha256()
+    for path in _sources():
+        key.update(path.name.encode() + b"\0" + path.read_bytes())
+    flags = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
+    versions = [platform.python_version(), *(version(name) for name in ("numpy", "numba", "llvmlite"))]
+    key.update("\0".join(flags + versions).encode())
+    return _cache_home() / key.hexdigest()[:24]
+
+
+if not INTERPRETED:
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_directory()))
+    Path(os.environ["NUMBA_CACHE_DIR"]).mkdir(parents=True, exist_ok=True, mode=0o700)
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, event, extending
+
+if TYPE_CHECKING:
+
+    def int64(value: Any) -> int:
+        """Widen: a 64-bit integer, compiled and interpreted. To the type checker it is a plain int."""
+
+else:
+    int64 = np.int64
+
+# Numba's own annotations describe neither.
+intrinsic: Any = extending.intrinsic
+overload: Any = extending.overload
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+Array = npt.NDArray[Any]
+
+
+def kernel(function: Kernel) -> Kernel:
+    """Compile `function` at its first call: without the GIL, cached on disk, NumPy's error model (no exceptions)."""
+    if INTERPRETED:
+        return function
+    compiled: Kernel = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return compiled
+
+
+def compile_for(function: Callable[..., Any], *arguments: str) -> None:
+    """Compile (or load from the cache) one signature now, so that nothing compiles in the middle of traffic."""
+    if not INTERPRETED:
+        function.compile(tuple(getattr(types, name) for name in arguments))  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def watch_compilation(note: Callable[[str], None]) -> Iterator[None]:
+    """Call `note(name)` at the start of each function that is compiled (not loaded) inside the block."""
+
+    class Listener(event.Listener):
+        def on_start(self, happened: Any) -> None:
+            note(str(happened.data["dispatcher"].py_func.__name__))
+
+        def on_end(self, happened: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
+
+
+# --- memory by address -------------------------------------------------------------------------------------
+
+
+def at(address: int, count: int, dtype: Any) -> Array:
+    """`count` items of `dtype` at `address`, as an array that owns nothing. The caller has checked the bounds."""
+    size = np.dtype(dtype).itemsize * int(count)
+    if size == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer((ctypes.c_char * size).from_address(int(address)), dtype)
+
+
+@intrinsic
+def _at(typingctx: Any, address: Any, count: Any, dtype: Any) -> Any:
+    array = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        item = context.get_data_type(array.dtype)
+        data = builder.inttoptr(values[0], item.as_pointer())
+        size = context.get_constant(types.intp, context.get_abi_sizeof(item))
+        made = context.make_array(array)(context, builder)
+        context.populate_array(
+            made, data=data, shape=[values[1]], strides=[size], itemsize=size, meminfo=None, parent=None
+        )
+        return made._getvalue()
+
+    return array(types.intp, types.intp, dtype), generate
+
+
+overload(at)(
+    lambda address, count, dtype: lambda address, count, dtype: _at(np.intp(address), np.intp(count), dtype)
+)
+
+
+def peek(address: int, dtype: Any) -> Any:
+    """One item of private memory at any address, aligned or not."""
+    return at(address, 1, dtype)[0]
+
+
+def poke(address: int, dtype: Any, value: Any) -> None:
+    """Store one item to private or validated memory at any address, aligned or not."""
+    at(address, 1, dtype)[0] = value
+
+
+@intrinsic
+def _peek(typingctx: Any, address: Any, dtype: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = builder.inttoptr(values[0], context.get_data_type(dtype.dtype).as_pointer())
+        return builder.load(pointer, align=1)
+
+    return dtype.dtype(types.intp, dtype), generate
+
+
+@intrinsic
+def _poke(typingctx: Any, address: Any, dtype: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = builder.inttoptr(values[0], context.get_data_type(dtype.dtype).as_pointer())
+        builder.store(context.cast(builder, values[2], signature.args[2], dtype.dtype), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, dtype, value), generate
+
+
+overload(peek)(lambda address, dtype: lambda address, dtype: _peek(np.intp(address), dtype))
+overload(poke)(
+    lambda address, dtype, value: lambda address, dtype, value: _poke(np.intp(address), dtype, value)
+)
+
+
+def address_of(array: Array) -> int:
+    """Where the first item of `array` lies; its owner must outlive the number."""
+    return int(array.ctypes.data)
+
+
+overload(address_of)(lambda array: lambda array: np.int64(array.ctypes.data))
+
+
+def copy(to: int, source: int, count: int) -> None:
+    """Copy `count` bytes; the ranges do not overlap."""
+    ctypes.memmove(int(to), int(source), int(count))
+
+
+@intrinsic
+def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        target, origin = builder.inttoptr(values[0], byte), builder.inttoptr(values[1], byte)
+        cgutils.raw_memcpy(builder, target, origin, values[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
+overload(copy)(
+    lambda to, source, count: lambda to, source, count: _copy(np.intp(to), np.intp(source), np.intp(count))
+)
+
+
+# --- ordered access: (array, index) or (record, "field") -----------------------------------------------------
+
+
+def load_once(place: Any, key: Any) -> Any:
+    """One read that the optimiser neither repeats nor hoists (monotonic)."""
+    return place[key]
+
+
+def load_acquire(place: Any, key: Any) -> Any:
+    """One read; what follows in program order is read after it."""
+    return place[key]
+
+
+def store_release(place: Any, key: Any, value: Any) -> None:
+    """One write; what precedes it in program order is visible before it."""
+    place[key] = value
+
+
+def atomic_or(place: Any, key: Any, value: Any) -> None:
+    """Set bits that other parties set and clear at the same time."""
+    place[key] |= value
+
+
+def fence() -> None:
+    """Full fence: the only thing that keeps an earlier store before a later load, on x86 too."""
+
+
+def _pointer(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    """LLVM pointer and item type of (array, index) or (record, literal field name)."""
+    place, key = signature.args[:2]
+    if isinstance(place, types.Record):
+        kind = place.typeof(key.literal_value)
+        pointer = cgutils.get_record_member(
+            builder, values[0], place.offset(key.literal_value), context.get_data_type(kind)
+        )
+        return pointer, kind
+    array = context.make_array(place)(context, builder, values[0])
+    pointer = cgutils.get_item_pointer(context, builder, place, array, [values[1]], wraparound=False)
+    return pointer, place.dtype
+
+
+def _item(place: Any, key: Any) -> Any:
+    """Type of the item, or None where the arguments are not of the two forms."""
+    if isinstance(place, types.Record) and isinstance(key, types.StringLiteral):
+        return place.typeof(key.literal_value)
+    return place.dtype if isinstance(place, types.Array) and isinstance(key, types.Integer) else None
+
+
+def _loader(ordering: str) -> Any:
+    def typing(typingctx: Any, place: Any, key: Any) -> Any:
+        kind = _item(place, key)
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            pointer, item = _pointer(context, builder, signature, values)
+            return builder.load_atomic(pointer, ordering=ordering, align=item.bitwidth // 8)
+
+        return (kind(place, key), generate) if kind else None
+
+    return intrinsic(prefer_literal=True)(typing)
+
+
+_load_once, _load_acquire = _loader("monotonic"), _loader("acquire")
+
+
+@intrinsic(prefer_literal=True)
+def _store_release(typingctx: Any, place: Any, key: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer, item = _pointer(context, builder, signature, values)
+        narrow = context.cast(builder, values[2], signature.args[2], item)
+        builder.store_atomic(narrow, pointer, ordering="release", align=item.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(place, key, value), generate
+
+
+@intrinsic(prefer_literal=True)
+def _atomic_or(typingctx: Any, place: Any, key: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer, item = _pointer(context, builder, signature, values)
+        builder.atomic_rmw(
+            "or", pointer, context.cast(builder, values[2], signature.args[2], item), "seq_cst"
+        )
+        return context.get_dummy_value()
+
+    return types.void(place, key, value), generate
+
+
+@intrinsic
+def _fence(typingctx: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+overload(load_once, prefer_literal=True)(lambda place, key: lambda place, key: _load_once(place, key))
+
+
+overload(load_acquire, prefer_literal=True)(lambda place, key: lambda place, key: _load_acquire(place, key))
+
+
+overload(store_release, prefer_literal=True)(
+    lambda place, key, value: lambda place, key, value: _store_release(place, key, value)
+)
+
+
+overload(atomic_or, prefer_literal=True)(
+    lambda place, key, value: lambda place, key, value: _atomic_or(place, key, value)
+)
+
+
+overload(fence)(lambda: lambda: _fence())
+
+
+# --- system calls ------------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_errno_location = types.ExternalFunction("__errno_location", types.intp())
+
+
+def system_call(symbol: str, arity: int) -> Callable[..., int]:
+    """A libc function of `arity` 64-bit arguments that gives its result, or minus errno, in both modes."""
+    plain = getattr(_libc, symbol)
+    plain.restype = ctypes.c_ssize_t
+    external = types.ExternalFunction(symbol, types.intp(*(types.intp,) * arity))
+
+    def call(*arguments: int) -> int:
+        result = int(plain(*(ctypes.c_ssize_t(int(value)) for value in arguments)))
+        return -ctypes.get_errno() if result == -1 else result
+
+    names = ", ".join("abcdef"[:arity])
+    wrapper: dict[str, Any] = {"external": external, "settle": _settle, "intp": np.intp, "call": call}
+    casts = ", ".join(f"intp({name})" for name in "abcdef"[:arity])
+    exec(  # the arity decides the text: an overload takes no *arguments
+        f"def {symbol}({names}): return call({names})\n"
+        f"def overloaded({names}): return lambda {names}: settle(external({casts}))",
+        wrapper,
+    )
+    overload(wrapper[symbol])(wrapper["overloaded"])
+    function: Callable[..., int] = wrapper[symbol]
+    return function
+
+
+def _settle(result: int) -> int:
+    """Result of a libc call, or minus errno."""
+    if result == -1:
+        return -int64(at(_errno_location(), 1, np.int32)[0])
+    return int64(result)
+
+
+if not INTERPRETED:
+    _settle = numba.njit(nogil=True, error_model="numpy")(_settle)
+
+c_read = system_call("read", 3)
+c_write = system_call("write", 3)
+c_writev = system_call("writev", 3)
+c_recvmmsg = system_call("recvmmsg", 5)
+c_sendmmsg = system_call("sendmmsg", 4)
+c_epoll_wait = system_call("epoll_wait", 4)
+c_clock_gettime = system_call("clock_gettime", 2)
+c_memcmp = system_call("memcmp", 3)
+c_sched_yield = system_call("sched_yield", 0)
+c_mmap = system_call("mmap", 6)
+c_signal = system_call("signal", 2)
+
+
+def signal_handler(function: Callable[[int, int, int], None]) -> Callable[[], int]:
+    """A function that gives the C address of `function(number, siginfo, context)`; compiled at its first call."""
+    made: list[Any] = []
+
+    def address() -> int:
+        if not made:
+            if INTERPRETED:
+                made.append(
+                    ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_ssize_t, ctypes.c_ssize_t)(function)
+                )
+            else:
+                made.append(
+                    numba.cfunc("void(int32, intp, intp)", cache=True, error_model="numpy")(_plain(function))
+                )
+        handler = made[0]
+        return int(ctypes.cast(handler, ctypes.c_void_p).value or 0) if INTERPRETED else int(handler.address)
+
+    return address
+
+
+def _plain(function: Any) -> Any:
+    return function.py_func

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Versions of the tables: build one whole, publish it with one store, free the old one when nobody uses it.
+
+`Segment` is the shared memory of all state rows; it lives as long as the engine. `Publisher.publish(entries)`
+lays a new version out in memory of its own and stores its address; every worker adopts it between two bursts and
+announces its epoch. What belongs to an older version (its memory, mappings, descriptors) is released by
+`reclaim` once all workers have announced a newer one. Control waits only where a reply depends on it
+(`settle`). docs/adr/0003
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vmq import linux
+from vmq.abi.ethernet import MAC_BROADCAST
+from vmq.dataplane import state
+from vmq.dataplane.classify import slot_of
+from vmq.jit import address_of, at, int64, store_release
+
+Rows = npt.NDArray[Any]
+SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RingEntry:
+    """One virtqueue as the kernels see it; the default is one that no driver has started."""
+
+    running: bool = False
+    enabled: bool = False
+    size: int = 0
+    desc: int = 0
+    avail: int = 0
+    used: int = 0
+    features: int = 0
+    call_fd: int = state.NONE
+    error_fd: int = state.NONE
+
+
+@dataclass(frozen=True)
+class PortEntry:
+    """One VM port: `macs` are its receive filters in `vlan`; `rings` holds (to_guest, from_guest) per queue."""
+
+    number: int
+    first_queue: int
+    workers: tuple[int, ...]  # processor of each receive queue
+    uplink: int
+    vlan: int
+    macs: tuple[int, ...]
+    frame_max: int
+    spoof_check: bool = True
+    learn: tuple[tuple[int, int], ...] = ()  # (mask, value)
+    learn_left: int = 0
+    regions: tuple[tuple[int, int, int], ...] = ()  # (guest, size, host), sorted
+    rings: dict[int, tuple[RingEntry, RingEntry]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UplinkEntry:
+    """One uplink: its number in filters, and one lane row a worker (lane = number * workers + worker)."""
+
+    number: int
+    lanes: tuple[Rows, ...]
+
+
+class Segment:
+    """The state rows, and the addresses every worker starts from."""
+
+    def __init__(self, worker_count: int) -> None:
+        parts = {
+            "engine": (state.engine, 1),
+            "workers": (state.worker, worker_count),
+            "queue_state": (state.queue_state, state.MAX_QUEUES),
+            "ring_state": (state.ring_state, 2 * state.MAX_QUEUES),
+            "lane_state": (state.lane_state, state.MAX_LANES),
+            "port_state": (state.port_state, state.MAX_VPORTS),
+            "rings": (np.dtype(np.int64), state.MAX_WORKERS**2),
+            "mappings": (state.mapping, state.MAX_MAPPINGS),
+        }
+        self.length = sum(_aligned(dtype.itemsize * count) for dtype, count in parts.values())
+        self.address = linux.map_private(self.length)
+        place = self.address
+        self.rows: dict[str, Rows] = {}
+        for name, (dtype, count) in parts.items():
+            self.rows[name] = at(place, count, dtype)
+            place += _aligned(dtype.itemsize * count)
+        self.engine = self.rows["engine"][0]
+        for name in parts:
+            if name != "engine":
+                self.engine[name] = address_of(self.rows[name])
+        self.engine["worker_count"] = worker_count
+        self.engine["control_fd"] = self.control_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._anchor(0, self.address)
+
+    def _anchor(self, old: int, new: int) -> None:
+        """Tell the SIGBUS handler where this engine is (state.ANCHOR)."""
+        linux.map_fixed(state.ANCHOR, linux.PAGE)
+        slots = at(state.ANCHOR, state.ANCHOR_SLOTS, np.int64)
+        slots[list(slots).index(old)] = new
+
+    def add_mapping(self, vport: int, host: int, length: int) -> None:
+        """Guest memory that the SIGBUS handler may replace."""
+        free = int(np.flatnonzero(self.rows["mappings"]["length"] == 0)[0])
+        self.rows["mappings"][free] = (host, length, vport, 0)
+
+    def drop_mapping(self, host: int) -> None:
+        """Forget a mapping before it is undone."""
+        self.rows["mappings"]["length"][self.rows["mappings"]["host"] == host] = 0
+
+    def close(self) -> None:
+        """Give everything back; no worker runs any more."""
+        self._anchor(self.address, 0)
+        os.close(self.control_fd)
+        self.rows.clear()
+        linux.unmap(self.address, self.length)
+
+
+def _aligned(size: int) -> int:
+    return (size + 63) & ~63
+
+
+class Block:
+    """One version: its rows in one piece of memory."""
+
+    def __init__(self, arrays: dict[str, Rows], header: dict[str, int]) -> None:
+        offsets, place = {}, _aligned(state.tables.itemsize)
+        for name, rows in arrays.items():
+            offsets[name] = place
+            place += _aligned(rows.nbytes)
+        self.memory = np.zeros(place + 64, np.uint8)
+        base = self.base = (address_of(self.memory) + 63) & ~63
+        self.tables = at(base, 1, state.tables)[0]
+        for name, rows in arrays.items():
+            at(base + offsets[name], rows.nbytes, np.uint8)[:] = rows.view(np.uint8).reshape(-1)
+            self.tables[name] = base + offsets[name]
+        for name, value in header.items():
+            self.tables[name] = value
+
+
+def _filters(ports: Iterable[PortEntry]) -> tuple[Rows, Rows, Rows]:
+    """Hash table of all receive filters, the groups of the segments, and their members."""
+    keys = [(mac, port.vlan, port.uplink, port.number) for port in ports for mac in port.macs]
+    segments: dict[tuple[int, int], list[int]] = {}
+    for port in ports:
+        segments.setdefault((port.vlan, port.uplink), []).append(port.number)
+    groups = np.zeros(len(segments), state.group)
+    members = np.array([number for numbers in segments.values() for number in numbers], np.int64)
+    first = 0
+    for index, ((vlan, uplink), numbers) in enumerate(segments.items()):
+        groups[index] = (first, len(numbers))
+        first += len(numbers)
+        keys.append((MAC_BROADCAST, vlan, uplink, index))
+    size = 1 << max(3, (2 * len(keys)).bit_length())
+    buckets = np.zeros(size, state.bucket)
+    buckets["key"] = state.KEY_EMPTY
+    taken = [False] * size
+    for mac, vlan, uplink, value in keys:
+        key = mac | vlan << state.VID_SHIFT
+        slot = int(slot_of(int64(key), int64(uplink), int64(size - 1)))
+        while taken[slot]:
+            slot = (slot + 1) % size
+        taken[slot] = True
+        buckets[slot] = (key, uplink, value)
+    return buckets, groups, members
+
+
+class _Builder:
+    """Fills the arrays of one version from entries."""
+
+    def __init__(self, ports: list[PortEntry], uplinks: list[UplinkEntry], worker_count: int) -> None:
+        self.ports, self.uplinks, self.worker_count = ports, uplinks, worker_count
+        queue_count = max((port.first_queue + len(port.workers) for port in ports), default=0)
+        self.vports = np.zeros(max((port.number + 1 for port in ports), default=0), state.vport)
+        self.queues = np.zeros(queue_count, state.queue)
+        self.virtqueues = np.zeros(2 * queue_count, state.virtqueue)
+        self.regions = np.zeros(sum(len(port.regions) for port in ports), state.region)
+        self.learns = np.zeros(sum(len(port.learn) for port in ports), state.learn)
+        self.lanes = np.zeros(max((one.number + 1 for one in uplinks), default=0) * worker_count, state.lane)
+        self.first_lane = {state.NONE: state.NONE}
+        self.polls: list[list[int]] = [[] for _ in range(worker_count)]
+        self.own_lanes: list[list[int]] = [[] for _ in range(worker_count)]
+
+    def build(self, epoch: int) -> Block:
+        """The version with this epoch."""
+        self._lanes()
+        region = learn = 0
+        for port in self.ports:
+            self._port(port, region, learn)
+            self._rings(port)
+            region, learn = region + len(port.regions), learn + len(port.learn)
+        buckets, groups, members = _filters(self.ports)
+        jobs, polls, own_lanes = self._jobs()
+        arrays = {
+            "vports": self.vports, "queues": self.queues, "virtqueues": self.virtqueues, "regions": self.regions,
+            "buckets": buckets, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
+            "jobs": jobs, "polls": polls, "own_lanes": own_lanes,
+        }  # fmt: skip
+        largest = max([int(count) for count in groups["count"]], default=1)
+        header = {
+            "epoch": epoch, "vport_count": len(self.vports), "queue_count": len(self.queues),
+            "region_count": len(self.regions), "bucket_mask": len(buckets) - 1, "group_count": len(groups),
+            "member_count": len(members), "learn_count": len(self.learns), "lane_count": len(self.lanes),
+            "poll_count": len(polls), "own_lane_count": len(own_lanes),
+            "frame_limit": min(state.FRAMES, state.DELIVERIES // max(largest, 1)),
+        }  # fmt: skip
+        return Block(arrays, header)
+
+    def _lanes(self) -> None:
+        for uplink in self.uplinks:
+            self.first_lane[uplink.number] = uplink.number * self.worker_count
+            for worker, row in enumerate(uplink.lanes):
+                number = uplink.number * self.worker_count + worker
+                self.lanes[number] = row
+                self.lanes[number]["uplink"], self.lanes[number]["worker"] = uplink.number, worker
+                self.own_lanes[worker].append(number)
+
+    def _port(self, port: PortEntry, region: int, learn: int) -> None:
+        row = self.vports[port.number]
+        row["active"] = 1
+        row["uplink"], row["vlan"] = port.uplink, port.vlan
+        row["mac"] = port.macs[0] if port.macs else 0
+        row["first_queue"], row["queue_count"] = port.first_queue, len(port.workers)
+        row["region_first"], row["region_count"] = region, len(port.regions)
+        row["frame_max"] = port.frame_max
+        row["learn_first"], row["learn_count"], row["learn_left"] = learn, len(port.learn), port.learn_left
+        row["spoof_check"] = port.spoof_check
+        row["first_lane"] = self.first_lane[port.uplink]
+        for index, (guest, size, host) in enumerate(port.regions):
+            self.regions[region + index] = (guest, size, host, port.number)
+        for index, prefix in enumerate(port.learn):
+            self.learns[learn + index] = prefix
+
+    def _rings(self, port: PortEntry) -> None:
+        for index, worker in enumerate(port.workers):
+            self.queues[port.first_queue + index]["vport"] = port.number
+            self.queues[port.first_queue + index]["index"] = index
+            self.queues[port.first_queue + index]["worker"] = worker
+        for index, pair in port.rings.items():
+            for direction, ring in enumerate(pair):
+                row = self.virtqueues[2 * (port.first_queue + index) + direction]
+                row["running"], row["enabled"], row["size"] = ring.running, ring.enabled, ring.size
+                row["desc"], row["avail"], row["used"] = ring.desc, ring.avail, ring.used
+                row["features"], row["call_fd"], row["error_fd"] = ring.features, ring.call_fd, ring.error_fd
+            if pair[1].running:
+                self.polls[port.workers[index]].append(port.first_queue + index)
+
+    def _jobs(self) -> tuple[Rows, Rows, Rows]:
+        jobs = np.zeros(self.worker_count, state.job)
+        polls = lanes = 0
+        for worker in range(self.worker_count):
+            jobs[worker] = (polls, len(self.polls[worker]), lanes, len(self.own_lanes[worker]))
+            polls, lanes = polls + len(self.polls[worker]), lanes + len(self.own_lanes[worker])
+        return jobs, np.array(sum(self.polls, []), np.int64), np.array(sum(self.own_lanes, []), np.int64)
+
+
+class Publisher:
+    """Publishes versions and knows when an old one is free."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.epoch = 0
+        self._blocks: dict[int, Block] = {}
+        self._garbage: list[tuple[int, Callable[[], None]]] = []
+        self.doorbells: list[int] = []
+
+    def publish(self, ports: list[PortEntry], uplinks: list[UplinkEntry]) -> int:
+        """Make these entries what the workers see; the epoch that says so."""
+        self.epoch += 1
+        block = _Builder(ports, uplinks, int(self.segment.engine["worker_count"])).build(self.epoch)
+        self._blocks[self.epoch] = block
+        # us: the version's rows, then its address | worker: address, then rows.
+        store_release(self.segment.engine, "tables", block.base)
+        self.ring()
+        return self.epoch
+
+    def ring(self) -> None:
+        """Wake every worker."""
+        for doorbell in self.doorbells:
+            os.eventfd_write(doorbell, 1)
+
+    def reached(self) -> int:
+        """The oldest epoch that some worker may still use."""
+        return int(self.segment.rows["workers"]["epoch"].min()) if self.doorbells else self.epoch
+
+    def settle(self, epoch: int) -> None:
+        """Wait until every worker has adopted `epoch`; TimeoutError when one is stuck."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.reached() < epoch:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"a processor did not adopt epoch {epoch} within {SETTLE_SECONDS:g} s")
+            time.sleep(0.00002)
+
+    def release_later(self, action: Callable[[], None]) -> None:
+        """Run `action` when no worker can still use what the present version shows."""
+        self._garbage.append((self.epoch + 1, action))
+
+    def reclaim(self) -> None:
+        """Free what all workers have let go of."""
+        reached = self.reached()
+        for epoch in [epoch for epoch in self._blocks if epoch < reached and epoch != self.epoch]:
+            del self._blocks[epoch]
+        due = [action for epoch, action in self._garbage if epoch <= reached]
+        self._garbage = [(epoch, action) for epoch, action in self._garbage if epoch > reached]
+        for action in due:
+            action()

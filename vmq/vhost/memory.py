@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest memory in our address space: map what a front-end shares, refuse what could hurt.
+
+A region is mapped from the start of its file (an offset need not be aligned to a huge page), rounded up to the
+file's block size, and never beyond the file: a page behind its end is a SIGBUS. A file may still be truncated later;
+dataplane/faults.py contains that, and a memfd sealed against shrinking cannot be. Guest addresses lie below 2^63
+(protocol.py), so kernels compare them as signed numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from vmq import linux
+from vmq.errors import ProtocolError
+from vmq.vhost.message import MEMORY_REMEDY, Region
+
+MEMORY = 'vhost-user "Memory region description"'
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A mapped region: `host` is where its first guest byte lies, `address` and `length` what to unmap."""
+
+    region: Region
+    address: int
+    length: int
+    host: int
+
+
+def map_region(region: Region) -> Mapping:
+    """Map one region; ProtocolError if its descriptor is no shared memory that holds it."""
+    about = os.fstat(region.fd)
+    where = f"region at guest address {region.gpa:#x}"
+    if not stat.S_ISREG(about.st_mode):
+        raise ProtocolError(MEMORY, f"{where}: its descriptor is no memory file", MEMORY_REMEDY)
+    if about.st_size < region.offset + region.size:
+        missing = region.offset + region.size - about.st_size
+        raise ProtocolError(MEMORY, f"{where}: its file is {missing} bytes too short")
+    block = max(about.st_blksize, linux.PAGE)
+    length = -(-(region.offset + region.size) // block) * block
+    try:
+        address = linux.map_shared(region.fd, length)
+    except OSError as error:
+        raise ProtocolError(MEMORY, f"{where}: it cannot be mapped: {error.strerror}", MEMORY_REMEDY) from error
+    return Mapping(region, address, length, address + region.offset)
+
+
+def unmap(mapping: Mapping) -> None:
+    """Undo `map_region`; no worker looks there any more."""
+    linux.unmap(mapping.address, mapping.length)
