@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from vmq.config import Config, load
@@ -25,14 +26,15 @@ from vmq.dataplane.classify import slot_of
 from vmq.engine.engine import Engine
 from vmq.errors import ConfigError, HostError, VmqError
 from vmq.jit import compile_for, watch_compilation
+from vmq.uplink.sink import compile_sink
 from vmq.worker import compile_loop
 
 PROCESSORS_BY_DEFAULT = 4
 LOG = logging.getLogger("vmq")
 
 
-def compile_kernels() -> int:
-    """Compile or load every kernel of the engine, with progress on a terminal; how many were compiled."""
+def compile_kernels(*others: Callable[[], None]) -> int:
+    """Compile or load every kernel of the engine and what `others` compile, with progress; how many were compiled."""
     names: list[str] = []
 
     def note(name: str) -> None:
@@ -47,6 +49,9 @@ def compile_kernels() -> int:
         compile_loop()
         faults.on_sigbus()
         compile_for(slot_of, "int64", "int64", "int64")
+        compile_sink()
+        for other in others:
+            other()
     if names and sys.stderr.isatty():
         sys.stderr.write("\r" + " " * 90 + "\r")
     return len(names)
@@ -61,7 +66,8 @@ def choose_processors(config: Config) -> tuple[tuple[int, ...], str]:
     if pinned:
         return tuple(pinned), "the processors that VMs ask for"
     chosen = (allowed[1:] or allowed)[:PROCESSORS_BY_DEFAULT]
-    return tuple(chosen), f"chosen from {len(allowed)} allowed: not the first, which serves interrupts; at most 4"
+    why = f"chosen from {len(allowed)} allowed: not the first, which serves interrupts; at most 4"
+    return tuple(chosen), why
 
 
 def group_number(where: str, name: str | None) -> int:
@@ -71,7 +77,9 @@ def group_number(where: str, name: str | None) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError as error:
-        raise HostError(f"{where}: engine.group", f"no group {name!r}", f"addgroup {name}, or leave it out") from error
+        raise HostError(
+            f"{where}: [engine] group", f"no group {name!r}", f"addgroup {name}, or leave it out"
+        ) from error
 
 
 class Daemon:
@@ -85,7 +93,7 @@ class Daemon:
         methods = {
             "show": lambda params: show(self.engine, str(params.get("what", "vms"))),
             "explain": lambda params: explain(self.engine, params),
-            "ping": lambda params: {"pid": os.getpid()},
+            "ping": lambda _params: {"pid": os.getpid()},
         }
         self.server = Server(self.config.engine.api, self.engine.group, methods)
         self.ended = asyncio.Event()
@@ -93,17 +101,17 @@ class Daemon:
 
     async def serve(self) -> None:
         """Open, serve until told to stop, close."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ended.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         self.engine.failed = self._failed
-        self.engine.start()
         try:
-            await self.server.start(f"{self.path}: engine.api")
+            self.engine.start()
+            await self.server.start(f"{self.path}: [engine] api")
             self.engine.reconfigure(self.config)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.ended.set)
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
-            count = len(self.config.vms)
-            LOG.warning("ready: %d VM port%s, api %s", count, "" if count == 1 else "s", self.config.engine.api)
+            vms = _count(len(self.config.vms), "VM port")
+            LOG.warning("ready: %s, api %s", vms, self.config.engine.api)
             await self.ended.wait()
         finally:
             await self.server.close()
@@ -116,24 +124,32 @@ class Daemon:
         self.ended.set()
 
     def reload(self) -> None:
-        """Read the file again; on any error the old configuration stays in force."""
+        """Read the file again; on any error of the operator's the old configuration stays in force."""
         try:
             new = load(self.path)
             fixed = [key for key in ("api", "processors", "group") if self._differs(new, key)]
             if fixed:
-                raise ConfigError(f"{self.path}: engine.{fixed[0]}", "cannot change while running", "restart vmq run")
+                where = f"{self.path}: [engine] {fixed[0]}"
+                raise ConfigError(where, "it cannot change while vmq runs", "restart vmq run")
             actions = self.engine.reconfigure(new)
             self.config = new
-            LOG.warning("reloaded: %d change%s", len(actions), "" if len(actions) == 1 else "s")
+            LOG.warning("reloaded: %s", _count(len(actions), "change"))
         except VmqError as error:
-            LOG.error("reload refused, the old configuration stays in force: %s", error)
+            LOG.error("reload refused, the old configuration stays in force: %s", error)  # noqa: TRY400 - said in words
+        except Exception as problem:  # noqa: BLE001 - half a change is ours: the process ends, and says why
+            self._failed(problem)
 
     def _differs(self, new: Config, key: str) -> bool:
         return bool(getattr(new.engine, key) != getattr(self.config.engine, key))
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def run(path: Path) -> int:
     """`vmq run`: serve until a signal; VmqError when it cannot."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     logging.basicConfig(level=logging.INFO, format="vmq: %(message)s", stream=sys.stderr)
     load(path)
     compile_kernels()

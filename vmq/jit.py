@@ -190,6 +190,16 @@ def address_of(array: Array) -> int:
 overload(address_of)(lambda array: lambda array: np.int64(array.ctypes.data))
 
 
+def _itemsize(dtype: Any) -> Any:
+    """`layout.itemsize` in kernels, as in plain Python: a constant."""
+    kind = dtype.dtype
+    size = kind.size if isinstance(kind, types.Record) else kind.bitwidth // 8
+    return lambda dtype: size
+
+
+extending.overload_attribute(types.DType, "itemsize")(lambda dtype: _itemsize(dtype))
+
+
 def copy(to: int, source: int, count: int) -> None:
     """Copy `count` bytes; the ranges do not overlap."""
     ctypes.memmove(int(to), int(source), int(count))
@@ -332,11 +342,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _errno_location = types.ExternalFunction("__errno_location", types.intp())
 
 
-def system_call(symbol: str, arity: int) -> Callable[..., int]:
-    """A libc function of `arity` 64-bit arguments that gives its result, or minus errno, in both modes."""
+_memcmp = types.ExternalFunction("memcmp", types.int32(*(types.intp,) * 3))
+
+
+def same_bytes(one: int, other: int, count: int) -> bool:
+    """Whether two ranges of memory hold the same."""
+    return ctypes.string_at(int(one), int(count)) == ctypes.string_at(int(other), int(count))
+
+
+overload(same_bytes)(
+    lambda one, other, count: (
+        lambda one, other, count: _memcmp(np.intp(one), np.intp(other), np.intp(count)) == 0
+    )
+)
+
+
+def system_call(symbol: str, arity: int, *, wide: bool = False) -> Callable[..., int]:
+    """A libc function of `arity` 64-bit arguments that gives its result, or minus errno, in both modes.
+
+    Its C type is int, or `wide`: ssize_t or a pointer. The upper half of an int's register is not defined.
+    """
     plain = getattr(_libc, symbol)
-    plain.restype = ctypes.c_ssize_t
-    external = types.ExternalFunction(symbol, types.intp(*(types.intp,) * arity))
+    plain.restype = ctypes.c_ssize_t if wide else ctypes.c_int
+    result_type = types.intp if wide else types.int32
+    external = types.ExternalFunction(symbol, result_type(*(types.intp,) * arity))
 
     def call(*arguments: int) -> int:
         result = int(plain(*(ctypes.c_ssize_t(int(value)) for value in arguments)))
@@ -365,17 +394,16 @@ def _settle(result: int) -> int:
 if not INTERPRETED:
     _settle = numba.njit(nogil=True, error_model="numpy")(_settle)
 
-c_read = system_call("read", 3)
-c_write = system_call("write", 3)
-c_writev = system_call("writev", 3)
+c_read = system_call("read", 3, wide=True)
+c_write = system_call("write", 3, wide=True)
+c_writev = system_call("writev", 3, wide=True)
 c_recvmmsg = system_call("recvmmsg", 5)
 c_sendmmsg = system_call("sendmmsg", 4)
 c_epoll_wait = system_call("epoll_wait", 4)
 c_clock_gettime = system_call("clock_gettime", 2)
-c_memcmp = system_call("memcmp", 3)
 c_sched_yield = system_call("sched_yield", 0)
-c_mmap = system_call("mmap", 6)
-c_signal = system_call("signal", 2)
+c_mmap = system_call("mmap", 6, wide=True)
+c_signal = system_call("signal", 2, wide=True)
 
 
 def signal_handler(function: Callable[[int, int, int], None]) -> Callable[[], int]:

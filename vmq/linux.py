@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -28,6 +29,9 @@ from vmq.abi.linux import (
 from vmq.errors import HostError
 
 SOCKET_MODE = 0o660
+DIRECTORY_MODE = 0o750
+BACKLOG = 8  # connections that wait to be accepted
+EVENTFD_MAX = (1 << 64) - 2
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -100,42 +104,65 @@ def is_eventfd(descriptor: int) -> bool:
     return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[eventfd]"
 
 
+def eventfd_is_full(descriptor: int) -> bool:
+    """Whether a blocking write of 1 would wait; False for what is no eventfd. linux-eventfd.h"""
+    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "eventfd-count":
+            return int(value, 16) == EVENTFD_MAX
+    return False
+
+
 def set_nonblocking(descriptor: int) -> None:
     """O_NONBLOCK, on the open file that we share with whoever sent it."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
 
 
-def thread_affinity() -> frozenset[int]:
-    """Processors that the calling thread may use."""
-    return frozenset(os.sched_getaffinity(0))
-
-
 def listen(where: str, path: str, group: int) -> socket.socket:
-    """A listening socket at `path`, mode 0660, owned by `group` (-1: ours); HostError when it cannot be."""
+    """A listening socket at `path`, mode 0660, of `group` (-1: ours); HostError, and no file, when it cannot be."""
     place = Path(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(place.parent, group)
         _clear(where, place)
         sock.bind(path)
-        os.chmod(path, SOCKET_MODE)
-        if group >= 0:
-            os.chown(path, -1, group)
-        sock.listen(8)
+        _share(sock, place, group)
     except OSError as error:
         sock.close()
-        raise HostError(
-            where, f"{path}: {error.strerror}", "choose a path that this user may write"
-        ) from error
+        wrong = f"{path}: {error.strerror or error}"
+        raise HostError(where, wrong, "choose a path that this user may write") from error
     except HostError:
         sock.close()
         raise
     return sock
 
 
+def _share(sock: socket.socket, place: Path, group: int) -> None:
+    """Open a bound socket to its group; nobody can connect before."""
+    try:
+        os.chmod(place, SOCKET_MODE)
+        if group >= 0:
+            os.chown(place, -1, group)
+        sock.listen(BACKLOG)
+    except OSError:
+        place.unlink(missing_ok=True)
+        raise
+
+
+def _make_directory(place: Path, group: int) -> None:
+    """Make a directory and what is missing above it, for the group of the sockets."""
+    if place.is_dir():
+        return
+    _make_directory(place.parent, group)
+    place.mkdir()
+    if group >= 0:
+        os.chown(place, -1, group)
+        place.chmod(DIRECTORY_MODE)
+
+
 def _clear(where: str, place: Path) -> None:
-    """Remove a socket file that nobody listens on."""
+    """Remove a socket file that nobody listens on. Only a refused connection says so: a busy listener does not."""
     try:
         mode = place.lstat().st_mode
     except FileNotFoundError:
@@ -144,8 +171,11 @@ def _clear(where: str, place: Path) -> None:
         raise HostError(where, f"{place} exists and is no socket", "choose another path, or remove it")
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with contextlib.closing(probe):
-        if probe.connect_ex(str(place)) == 0:
-            raise HostError(
-                where, f"{place} is in use by another process", "stop that process, or choose another path"
-            )
+        code = probe.connect_ex(str(place))
+    if code in (errno.EACCES, errno.EPERM):
+        raise PermissionError(code, os.strerror(code))
+    if code != errno.ECONNREFUSED:
+        raise HostError(
+            where, f"{place} is in use by another process", "stop that process, or choose another path"
+        )
     place.unlink()

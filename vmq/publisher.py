@@ -3,17 +3,17 @@
 
 `Segment` is the shared memory of all state rows; it lives as long as the engine. `Publisher.publish(entries)`
 lays a new version out in memory of its own and stores its address; every worker adopts it between two bursts and
-announces its epoch. What belongs to an older version (its memory, mappings, descriptors) is released by
-`reclaim` once all workers have announced a newer one. Control waits only where a reply depends on it
-(`settle`). docs/adr/0003
+announces its epoch. `settle` waits for that; then nobody uses what only older versions show (mappings,
+descriptors), their owners may give it back, and `reclaim` frees the versions themselves. docs/adr/0003
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ from vmq import linux
 from vmq.abi.ethernet import MAC_BROADCAST
 from vmq.dataplane import state
 from vmq.dataplane.classify import slot_of
+from vmq.errors import ProtocolError
 from vmq.jit import address_of, at, int64, store_release
 
 Rows = npt.NDArray[Any]
 SETTLE_SECONDS = 5.0
+MEMORY = 'vhost-user "Memory region description"'
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Segment:
             "ring_state": (state.ring_state, 2 * state.MAX_QUEUES),
             "lane_state": (state.lane_state, state.MAX_LANES),
             "port_state": (state.port_state, state.MAX_VPORTS),
-            "rings": (np.dtype(np.int64), state.MAX_WORKERS**2),
+            "rings": (np.dtype(np.int64), state.HANDOVER_RINGS),
             "mappings": (state.mapping, state.MAX_MAPPINGS),
         }
         self.length = sum(_aligned(dtype.itemsize * count) for dtype, count in parts.values())
@@ -106,9 +108,13 @@ class Segment:
         slots[list(slots).index(old)] = new
 
     def add_mapping(self, vport: int, host: int, length: int) -> None:
-        """Guest memory that the SIGBUS handler may replace."""
-        free = int(np.flatnonzero(self.rows["mappings"]["length"] == 0)[0])
-        self.rows["mappings"][free] = (host, length, vport, 0)
+        """Guest memory that the SIGBUS handler may replace; ProtocolError when too much is mapped already."""
+        free = np.flatnonzero(self.rows["mappings"]["length"] == 0)
+        if not len(free):
+            raise ProtocolError(
+                MEMORY, f"more than {state.MAX_MAPPINGS} memory regions in all VM ports together"
+            )
+        self.rows["mappings"][free[0]] = (host, length, vport, 0)
 
     def drop_mapping(self, host: int) -> None:
         """Forget a mapping before it is undone."""
@@ -257,7 +263,11 @@ class _Builder:
         for worker in range(self.worker_count):
             jobs[worker] = (polls, len(self.polls[worker]), lanes, len(self.own_lanes[worker]))
             polls, lanes = polls + len(self.polls[worker]), lanes + len(self.own_lanes[worker])
-        return jobs, np.array(sum(self.polls, []), np.int64), np.array(sum(self.own_lanes, []), np.int64)
+        return (
+            jobs,
+            np.array(list(chain(*self.polls)), np.int64),
+            np.array(list(chain(*self.own_lanes)), np.int64),
+        )
 
 
 class Publisher:
@@ -267,7 +277,6 @@ class Publisher:
         self.segment = segment
         self.epoch = 0
         self._blocks: dict[int, Block] = {}
-        self._garbage: list[tuple[int, Callable[[], None]]] = []
         self.doorbells: list[int] = []
 
     def publish(self, ports: list[PortEntry], uplinks: list[UplinkEntry]) -> int:
@@ -297,16 +306,8 @@ class Publisher:
                 raise TimeoutError(f"a processor did not adopt epoch {epoch} within {SETTLE_SECONDS:g} s")
             time.sleep(0.00002)
 
-    def release_later(self, action: Callable[[], None]) -> None:
-        """Run `action` when no worker can still use what the present version shows."""
-        self._garbage.append((self.epoch + 1, action))
-
     def reclaim(self) -> None:
-        """Free what all workers have let go of."""
+        """Free the versions that all workers have let go of."""
         reached = self.reached()
         for epoch in [epoch for epoch in self._blocks if epoch < reached and epoch != self.epoch]:
             del self._blocks[epoch]
-        due = [action for epoch, action in self._garbage if epoch <= reached]
-        self._garbage = [(epoch, action) for epoch, action in self._garbage if epoch > reached]
-        for action in due:
-            action()

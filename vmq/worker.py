@@ -8,6 +8,8 @@ a kick and a peer that fills its eventfd stops only its own kicks. TAP and packe
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import select
 import threading
@@ -49,15 +51,13 @@ def compile_loop() -> None:
 
 
 def link_rings(segment: Segment) -> list[tuple[int, int]]:
-    """Make a hand-over ring for every ordered pair of workers; (address, length) of each to undo."""
+    """Make the hand-over rings of every ordered pair of workers; (address, length) of each to undo."""
     made = []
-    count = int(segment.engine["worker_count"])
-    for sender in range(count):
-        for owner in range(count):
-            if sender != owner:
-                address, length = make_ring(HANDOVER_BYTES)
-                segment.rows["rings"][sender * state.MAX_WORKERS + owner] = address
-                made.append((address, length))
+    workers = range(int(segment.engine["worker_count"]))
+    for hold, (sender, owner) in itertools.product(range(2), itertools.permutations(workers, 2)):
+        address, length = make_ring(HANDOVER_BYTES)
+        segment.rows["rings"][(hold * state.MAX_WORKERS + sender) * state.MAX_WORKERS + owner] = address
+        made.append((address, length))
     return made
 
 
@@ -101,8 +101,9 @@ class Worker:
             os.sched_setaffinity(0, {self.cpu})
             self.thread_id = threading.get_native_id()
             loop.run(address_of(self.segment.rows["workers"][self.index : self.index + 1]))
-        except BaseException as problem:  # the daemon ends the process: a worker never dies in silence
+        except BaseException as problem:  # noqa: BLE001 - the daemon ends the process: a worker never dies in silence
             self.failure = problem
+            self.row["epoch"] = state.EPOCH_GONE  # nobody waits for it
             os.eventfd_write(self.segment.control_fd, 1)
 
     def alive(self) -> bool:
@@ -114,20 +115,21 @@ class Worker:
         self.epoll.register(descriptor, select.EPOLLIN | (select.EPOLLET if edge else 0))
 
     def forget(self, descriptor: int) -> None:
-        """Undo `watch`; before the descriptor is closed, since a peer may hold the same open file."""
-        self.epoll.unregister(descriptor)
+        """Undo `watch`; before the descriptor is closed, since a peer may hold the same open file. It does not fail."""
+        with contextlib.suppress(FileNotFoundError):
+            self.epoll.unregister(descriptor)
 
     def events(self) -> list[tuple[int, int, int]]:
-        """(kind, vport, value) of every event since the last call."""
+        """(kind, vport, value) of every event since the last call that the worker has not overwritten meanwhile."""
         head = int(self.row["event_head"])
-        first = max(self._seen_events, head - state.EVENTS)
-        self._seen_events = head
-        rows = at(int(self.row["events"]), state.EVENTS, state.event)
+        first, self._seen_events = self._seen_events, head
+        rows = at(int(self.row["events"]), state.EVENTS, state.event).copy()
+        # us: copy the rows, then read head again | worker: writes a row, then head. Row `head` may be half written.
+        oldest = int(self.row["event_head"]) - state.EVENTS + 1
         return [
-            (int(rows[index % state.EVENTS]["kind"]), int(rows[index % state.EVENTS]["vport"]),
-             int(rows[index % state.EVENTS]["value"]))
-            for index in range(first, head)
-        ]  # fmt: skip
+            (int(row["kind"]), int(row["vport"]), int(row["value"]))
+            for row in (rows[index % state.EVENTS] for index in range(max(first, oldest), head))
+        ]
 
     def join(self) -> None:
         """Wait for the thread to leave the loop (engine["stop"] is set and its doorbell rung)."""
@@ -135,10 +137,10 @@ class Worker:
             self._thread.join(JOIN_SECONDS)
 
     def close(self) -> None:
-        """Give everything back; after `join`."""
-        self.epoll.close()
-        os.close(self.doorbell)
+        """Give everything back; after `join`. A thread that did not leave keeps what it uses."""
         if not self._thread.is_alive():
+            self.epoll.close()
+            os.close(self.doorbell)
             linux.unmap(self._scratch, self._length)
 
 

@@ -14,9 +14,17 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
-VERSION_1, MERGEABLE, MQ, RING_INDIRECT, EVENT_IDX, PROTOCOL = 1 << 32, 1 << 15, 1 << 22, 1 << 28, 1 << 29, 1 << 30
+VERSION_1, MERGEABLE, MQ, RING_INDIRECT, EVENT_IDX, PROTOCOL = (
+    1 << 32,
+    1 << 15,
+    1 << 22,
+    1 << 28,
+    1 << 29,
+    1 << 30,
+)
 FEATURES = VERSION_1 | MERGEABLE | MQ | RING_INDIRECT | EVENT_IDX | PROTOCOL | 1 << 3
 PROTOCOL_FEATURES = 1 << 0 | 1 << 3 | 1 << 4 | 1 << 15
 ANSWERS = {1: "features", 15: "protocol_features", 17: "pairs", 36: "slots"}
@@ -50,8 +58,8 @@ class Backend:
     chosen: int = 0
     mtu: int = 0
 
-    def __enter__(self) -> Backend:
-        self.stopping = False
+    def __enter__(self) -> Self:
+        self.stopping = threading.Event()
         self.peer: socket.socket | None = None
         self.listener = socket.socket(socket.AF_UNIX)
         if not self.connects:
@@ -63,13 +71,13 @@ class Backend:
         return self
 
     def __exit__(self, *_):
-        self.stopping = True
+        self.stopping.set()
         self.thread.join(10)
         self.listener.close()
         self.forget()
 
     def serve(self) -> None:
-        while not self.stopping:
+        while not self.stopping.is_set():
             try:
                 if self.connects:
                     self.peer = socket.socket(socket.AF_UNIX)
@@ -77,11 +85,13 @@ class Backend:
                 else:
                     self.peer, _ = self.listener.accept()
             except OSError:
+                if self.peer:
+                    self.peer.close()
                 time.sleep(0.01)
                 continue
             with self.peer:
                 self.peer.settimeout(0.05)
-                while not self.stopping and self.message():
+                while not self.stopping.is_set() and self.message():
                     pass
             self.forget()
 
@@ -160,27 +170,28 @@ class Backend:
 
     # --- memory ---------------------------------------------------------------------------------------------
 
-    def find(self, address: int, size: int, key: int) -> tuple[mmap.mmap, int]:
-        for row in self.regions:
-            if row[key] <= address and address + size <= row[key] + row[1]:
-                return row[4], row[3] + address - row[key]
+    def find(self, address: int, size: int, *, user: bool) -> tuple[mmap.mmap, int]:
+        for guest, length, own, offset, file in self.regions:
+            start = own if user else guest
+            if start <= address and address + size <= start + length:
+                return file, offset + address - start
         raise AssertionError(f"{size} bytes at {address:#x} are outside every region")
 
     def user(self, address: int, size: int, data: bytes | None = None) -> bytes:
-        file, place = self.find(address, size, 2)
+        file, place = self.find(address, size, user=True)
         if data is not None:
             file[place : place + size] = data
         return bytes(file[place : place + size])
 
     def guest(self, address: int, size: int, data: bytes | None = None) -> bytes:
         """Byte by byte, so buffers may span regions."""
-        return b"".join(
-            bytes([file[place]])
-            if data is None
-            else (file.__setitem__(place, data[step]) or b"")  # type: ignore[func-returns-value]
-            for step in range(size)
-            for file, place in [self.find(address + step, 1, 0)]
-        )
+        read = bytearray()
+        for step in range(size):
+            file, place = self.find(address + step, 1, user=False)
+            if data is not None:
+                file[place] = data[step]
+            read.append(file[place])
+        return bytes(read)
 
     # --- the device's side of a ring ------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ from vmq.abi.layout import i32, layout, u8, u16, u32, u64
 
 # linux-if.h
 IFNAMSIZ = 16  # with the NUL at the end
-ifreq = layout(40, ("name", "S16"), ("value", i32), ("rest", u32, (5,)))  # the union begins with an int for all we ask
+ifreq = layout(
+    40, ("name", "S16"), ("value", i32), ("rest", u32, (5,))
+)  # the union begins with an int for all we ask
 SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
 SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922
 SIOCBRADDIF, SIOCBRDELIF = 0x89A2, 0x89A3

@@ -15,7 +15,7 @@ from typing import Any
 
 from vmq.cli.client import ask
 from vmq.cli.grammar import Verbs, add_api, add_json, add_verb
-from vmq.cli.table import plain
+from vmq.table import plain
 from vmq.errors import ApiError, ConfigError
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from vmq.cli.client import ask
 from vmq.cli.grammar import QEMU_IS, Verbs, add_api, add_json, add_verb, seconds, shortened
-from vmq.cli.table import Row, table, wants_colour
+from vmq.table import Row, table, wants_colour
 from vmq.errors import ApiError
 
 COLUMNS = {

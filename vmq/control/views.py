@@ -36,14 +36,18 @@ def drops(*counters: Any) -> dict[str, int]:
     return {name: int(total[code]) for code, (name, _) in enumerate(state.DROPS) if total[code]}
 
 
+def _ratio(frames: Any, indications: Any) -> float | None:
+    return round(int(frames) / int(indications), 1) if indications else None
+
+
 def last_error(vm: Vm) -> Row | None:
     """What stands in a VM's way, and the remedy."""
     if vm.error is not None:
         return {"what": vm.error[0], "remedy": vm.error[1]}
-    spoofed = int(vm.engine.segment.rows["port_state"][vm.number]["spoofed"])
-    if spoofed:
-        remedy = f'add "{mac_text(spoofed)}" to mac, a prefix to learn, or set spoof_check = false'
-        return {"what": f"it sends from {mac_text(spoofed)}, which is not one of its addresses", "remedy": remedy}
+    if vm.spoofed:
+        mac = mac_text(vm.spoofed)
+        remedy = f'add "{mac}" to mac, a prefix of it to learn, or set spoof_check = false'
+        return {"what": f"it sends from {mac}, which is not one of its addresses", "remedy": remedy}
     if vm.port.connection is not None and vm.obstacle:
         return {"what": vm.obstacle, "remedy": ""}
     return None
@@ -58,7 +62,6 @@ def vm_row(vm: Vm) -> Row:
     """One VM port."""
     rows = vm.queue_rows()
     worker = vm.engine.workers[vm.worker]
-    spoofed = int(vm.engine.segment.rows["port_state"][vm.number]["spoofed"])
     return {
         "name": vm.name,
         "state": vm.state,
@@ -78,10 +81,11 @@ def vm_row(vm: Vm) -> Row:
         "frames_from_guest": int(rows["frames_from_guest"].sum()),
         "bytes_from_guest": int(rows["bytes_from_guest"].sum()),
         "indications": int(rows["indications"].sum()),
+        "frames_per_indication": _ratio(rows["frames_to_guest"].sum(), rows["indications"].sum()),
         "drops": drops(rows["to_guest_drops"], rows["account"]["drops"]),
         "connects": vm.connects,
         "last_error": last_error(vm),
-        "spoofed_mac": mac_text(spoofed) if spoofed else None,
+        "spoofed_mac": mac_text(vm.spoofed) if vm.spoofed else None,
     }
 
 
@@ -106,7 +110,7 @@ def queue_row(vm: Vm, index: int) -> Row:
         "copies": int(row["account"]["copies"]),
         "indications": indications,
         "suppressed": int(row["suppressed"]),
-        "frames_per_indication": round(frames / indications, 1) if indications else None,
+        "frames_per_indication": _ratio(frames, indications),
         "batches": [int(count) for count in row["batches"]],
         "drops": drops(row["to_guest_drops"], row["account"]["drops"]),
     }
@@ -128,7 +132,7 @@ def filter_rows(engine: Engine) -> Iterable[Row]:
 
 def uplink_row(engine: Engine, name: str) -> Row:
     """One uplink: the sum of its lanes, and what the kernel says of it."""
-    number, uplink = engine.uplinks[name]
+    number, uplink, _ = engine.uplinks[name]
     count = len(engine.workers)
     rows = engine.segment.rows["lane_state"][number * count : (number + 1) * count]
     row = {

@@ -59,7 +59,7 @@ def contain(address: int, one: int) -> bool:
 
 
 @kernel
-def handle(number: int, information: int, context: int) -> None:
+def handle(number: int, information: int, _context: int) -> None:
     """The signal handler's body; `information` is a siginfo_t. Its last bytes serve as scratch."""
     address = int64(at(information, 1, siginfo_fault)[0]["address"])
     if not contain(address, information + SIGINFO):

@@ -109,10 +109,10 @@ def may_learn(t: Any, port: Any, mac: int) -> bool:
 def check_source(t: Any, w: Any, port: Any, number: int, row: Any) -> int:
     """The source-MAC check: ADMITTED, or -1 - drop. A new address in a learn prefix is reported and let in."""
     mac = mac_at(row["address"] + ETH_ALEN)
-    if mac == port["mac"]:
-        return ADMITTED
     if mac == 0 or mac & MAC_GROUP_BIT:
         return -1 - FROM_GUEST_SOURCE
+    if mac == port["mac"]:
+        return ADMITTED
     owner = lookup(t, mac, int64(row["vid"]), int64(port["uplink"]))
     if owner == number:
         return ADMITTED
@@ -156,8 +156,6 @@ def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int)
     outcome = into_segment(port, row)
     if outcome != ADMITTED:
         return outcome
-    if row["length"] < ETH_HLEN:
-        return -1 - FROM_GUEST_SHORT
     if row["length"] > port["frame_max"]:
         return -1 - FROM_GUEST_TOO_LONG
     return check_source(t, w, port, number, row)
@@ -167,7 +165,7 @@ def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int)
 def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: Any, ready: int) -> int:
     """Take up to `ready` chains: frames in w["frames"], heads in w["chains"], a fault in w["broken"]; chains taken.
 
-    The chains stay available until `give_back`.
+    The chains stay available until `give_back`. One in more pieces than this round has left waits for the next.
     """
     frames = at(w["frames"], FRAMES, frame)
     pieces = at(w["pieces"], PIECES, piece)
@@ -180,6 +178,8 @@ def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: A
         end = walk(t, w, port, vq, ring, head, 0, pieces, first)
         if end <= -1 - FAULT_BASE:
             w["broken"] = -1 - FAULT_BASE - end
+            break
+        if end == -1 - FROM_GUEST_TOO_LONG and first > 0:
             break
         row = frames[w["frame_count"]]
         outcome = end if end < 0 else take(t, w, port, number, row, first, end)

@@ -7,6 +7,10 @@ The sender's worker copies a frame in and completes its own descriptor at once; 
 copies out. A parcel never wraps: where the end of the ring is too short, a parcel of negative size says so. The
 reader judges each frame again by its own version of the tables, so that no filter change is overtaken; what has
 moved to yet another processor meanwhile is a named drop.
+
+Lossless sources have rings of their own. There a parcel whose receive queue is full stays, and so does everything
+behind it for the same queue; what was delivered from behind it is marked and passed over. When the ring is full, its
+source waits, and nobody else does.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from vmq.dataplane.state import (
     FRAMES,
     HANDOVER_FULL,
     HANDOVER_MOVED,
+    HANDOVER_RINGS,
     MAX_QUEUES,
     MAX_WORKERS,
     NONE,
@@ -89,12 +94,19 @@ def push(address: int, row: Any, pieces: Any, number: int) -> bool:
 
 
 @kernel
+def ring_of(w: Any, sender: int, owner: int, hold: int) -> int:
+    """Address of the ring from one processor to another, for sources that wait (`hold`) or do not; 0 without."""
+    shared = at(w["engine"], 1, engine)[0]
+    rings = at(shared["rings"], HANDOVER_RINGS, np.int64)
+    return int64(rings[(hold * MAX_WORKERS + sender) * MAX_WORKERS + owner])
+
+
+@kernel
 def hand_over(t: Any, w: Any, number: int, hold: int) -> None:
     """Everything noted for receive queue `number` of another processor, in order; one doorbell if it sleeps."""
     shared = at(w["engine"], 1, engine)[0]
     owner = int64(at(t["queues"], t["queue_count"], queue)[number]["worker"])
-    rings = at(shared["rings"], MAX_WORKERS * MAX_WORKERS, np.int64)
-    ring = rings[int64(w["index"]) * MAX_WORKERS + owner]
+    ring = ring_of(w, w["index"], owner, hold)
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
     frames = at(w["frames"], FRAMES, frame)
     pieces = at(w["pieces"], PIECES, piece)
@@ -129,7 +141,7 @@ def still_named(t: Any, row: Any, number: int) -> bool:
 
 @kernel
 def accept_parcels(t: Any, w: Any, address: int) -> int:
-    """Frames of one ring into the round, each noted for its queue; the tail to store when they are delivered."""
+    """Frames of one ring into the round, each noted for its queue; the tail to store when all are delivered."""
     ring = at(address, 1, byte_ring)[0]
     size, tail = int64(ring["size"]), int64(ring["tail"])
     head = int64(load_acquire(ring, "head"))
@@ -143,6 +155,9 @@ def accept_parcels(t: Any, w: Any, address: int) -> int:
             continue
         header = at(place, 1, parcel)[0]
         number = int64(header["queue"])
+        tail += int64(header["size"])
+        if number == NONE:
+            continue
         index = int64(w["frame_count"])
         row = frames[index]
         row["address"] = place + PARCEL
@@ -154,7 +169,6 @@ def accept_parcels(t: Any, w: Any, address: int) -> int:
         row["source"] = header["source"]
         row["uplink"] = header["uplink"]
         row["account"] = int64(shared["queue_state"]) + number * QUEUE_STATE + QUEUE_ACCOUNT
-        tail += int64(header["size"])
         books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
         if (
             still_named(t, row, number)
@@ -163,7 +177,28 @@ def accept_parcels(t: Any, w: Any, address: int) -> int:
             note(w, index, number)
             w["frame_count"] += 1
         else:
+            header["queue"] = NONE
             books["to_guest_drops"][HANDOVER_MOVED] += 1
+    return tail
+
+
+@kernel
+def keep_parcels(w: Any, address: int, end: int) -> int:
+    """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`."""
+    ring = at(address, 1, byte_ring)[0]
+    deliveries = at(w["deliveries"], DELIVERIES, delivery)
+    frames = at(w["frames"], FRAMES, frame)
+    for index in range(w["delivery_count"]):
+        if deliveries[index]["done"]:
+            place = int64(frames[deliveries[index]["frame"]]["address"]) - PARCEL
+            at(place, 1, parcel)[0]["queue"] = NONE
+    size, tail = int64(ring["size"]), int64(ring["tail"])
+    while tail < end:
+        header = at(int64(ring["data"]) + (tail & (size - 1)), 1, parcel)[0]
+        length = int64(header["size"])
+        if length > 0 and header["queue"] != NONE:
+            break
+        tail += abs(length)
     return tail
 
 

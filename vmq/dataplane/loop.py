@@ -19,7 +19,7 @@ import numpy as np
 from vmq.abi.linux import CLOCK_MONOTONIC, timespec
 from vmq.dataplane.classify import steer
 from vmq.dataplane.from_guest import collect
-from vmq.dataplane.handover import accept_parcels, hand_over, parcels_waiting
+from vmq.dataplane.handover import accept_parcels, hand_over, keep_parcels, parcels_waiting, ring_of
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.ports import call, fault
 from vmq.dataplane.replay import keep_backlog, replay_backlog
@@ -37,7 +37,6 @@ from vmq.dataplane.state import (
     MAX_LANES,
     MAX_QUEUES,
     MAX_VPORTS,
-    MAX_WORKERS,
     NO_FAULT,
     NONE,
     QUEUE_ACCOUNT,
@@ -133,23 +132,26 @@ def lane_round(t: Any, w: Any, number: int) -> int:
 
 
 @kernel
-def parcels_round(t: Any, w: Any, sender: int) -> int:
-    """One burst that another processor handed over; whether anything moved."""
-    shared = at(w["engine"], 1, engine)[0]
-    address = at(shared["rings"], MAX_WORKERS * MAX_WORKERS, np.int64)[sender * MAX_WORKERS + w["index"]]
+def parcels_round(t: Any, w: Any, sender: int, hold: int) -> int:
+    """One burst that another processor handed over, of sources that wait (`hold`) or do not; whether anything moved."""
+    address = ring_of(w, sender, w["index"], hold)
     if address == 0 or not parcels_waiting(address):
         return 0
     begin(w)
+    ring = at(address, 1, byte_ring)[0]
+    before = int64(ring["tail"])
     tail = accept_parcels(t, w, address)
-    finish(t, w, 0)
+    finish(t, w, hold)
+    if hold:
+        tail = keep_parcels(w, address, tail)
     # us: copy out, then tail | writer: reads tail, then writes over it.
-    store_release(at(address, 1, byte_ring)[0], "tail", tail)
-    return 1
+    store_release(ring, "tail", tail)
+    return 1 if tail != before else 0
 
 
 @kernel
 def discard(vq: Any, ring: Any, books: Any, count: int) -> None:
-    """A ring that is started but disabled: take and throw away. vhost-user "Ring states" """
+    """A ring that is started but disabled: take and throw away (vhost-user "Ring states")."""
     for _ in range(count):
         give_back(vq, ring, head_at(vq, ring, 0), 0)
         books["frames_from_guest"] += 1
@@ -157,7 +159,7 @@ def discard(vq: Any, ring: Any, books: Any, count: int) -> None:
 
 
 @kernel
-def forward(t: Any, w: Any, number: int, port: Any, books: Any) -> None:
+def forward(t: Any, w: Any, number: int, port: Any) -> None:
     """Steer, deliver and send the frames of one guest burst."""
     shared = at(w["engine"], 1, engine)[0]
     frames = at(w["frames"], FRAMES, frame)
@@ -197,7 +199,7 @@ def guest_round(t: Any, w: Any, number: int) -> int:
     begin(w)
     if vq["enabled"]:
         taken = collect(t, w, owner, port, vq, ring, books, ready)
-        forward(t, w, number, port, books)
+        forward(t, w, number, port)
         chains = at(w["chains"], BURST, np.int64)
         for index in range(taken):
             give_back(vq, ring, chains[index], 0)
@@ -221,7 +223,8 @@ def all_rounds(t: Any, w: Any) -> int:
     for place in range(mine["lane_first"], mine["lane_first"] + mine["lane_count"]):
         moved += lane_round(t, w, lanes[place])
     for sender in range(shared["worker_count"]):
-        moved += parcels_round(t, w, sender)
+        moved += parcels_round(t, w, sender, 0)
+        moved += parcels_round(t, w, sender, 1)
     for place in range(mine["poll_first"], mine["poll_first"] + mine["poll_count"]):
         moved += guest_round(t, w, polls[place])
     w["rounds"] += 1
@@ -257,11 +260,13 @@ def prepare_sleep(t: Any, w: Any) -> int:
     store_release(w, "sleeping", 1)
     # us: write sleeping, then read rings and tables | another worker, control: write those, then read sleeping.
     fence()
-    handed = at(shared["rings"], MAX_WORKERS * MAX_WORKERS, np.int64)
     for sender in range(shared["worker_count"]):
-        address = handed[sender * MAX_WORKERS + w["index"]]
+        address = ring_of(w, sender, w["index"], 0)
         if address != 0 and parcels_waiting(address):
             timeout = int64(0)
+        address = ring_of(w, sender, w["index"], 1)
+        if address != 0 and parcels_waiting(address) and timeout < 0:
+            timeout = int64(BACKLOG_WAIT_MS)
     if int64(load_acquire(shared, "tables")) != int64(w["tables"]) or load_once(shared, "stop"):
         timeout = int64(0)
     return timeout

@@ -20,6 +20,8 @@ from vmq.jit import at, copy, int64, kernel
 @kernel
 def translate(t: Any, port: Any, ring: Any, address: int) -> tuple[int, int]:
     """Host address of a guest address and the bytes that follow it in its region; (0, 0) outside guest memory."""
+    if address < 0:
+        return int64(0), int64(0)
     first = int64(port["region_first"])
     count = int64(port["region_count"])
     table = at(t["regions"], t["region_count"], region)
@@ -27,12 +29,12 @@ def translate(t: Any, port: Any, ring: Any, address: int) -> tuple[int, int]:
     if first <= hint < first + count:
         row = table[hint]
         distance = address - int64(row["guest"])
-        if address >= 0 and 0 <= distance < int64(row["size"]):
+        if 0 <= distance < int64(row["size"]):
             return int64(row["host"]) + distance, int64(row["size"]) - distance
     for index in range(first, first + count):
         row = table[index]
         distance = address - int64(row["guest"])
-        if address >= 0 and 0 <= distance < int64(row["size"]):
+        if 0 <= distance < int64(row["size"]):
             ring["region"] = index
             return int64(row["host"]) + distance, int64(row["size"]) - distance
     return int64(0), int64(0)
@@ -55,9 +57,9 @@ def append(t: Any, port: Any, ring: Any, pieces: Any, count: int, address: int, 
             pieces[count]["length"] = part
             count += 1
             left -= part
-            address += part
         if left == 0:
             return count
+        address += part
 
 
 @kernel

@@ -190,7 +190,7 @@ def plan(big: Any) -> bool:
         if protocol != IPPROTO_UDP or transport == 0:
             return False
         payload = transport + UDP_HEADER
-    elif kind == NET_HDR_GSO_TCPV4 or kind == NET_HDR_GSO_TCPV6:
+    elif kind in (NET_HDR_GSO_TCPV4, NET_HDR_GSO_TCPV6):
         if protocol != IPPROTO_TCP or transport == 0 or transport + TCP_HEADER > length:
             return False
         header = (byte_at(address + transport + TCP_OFFSET) >> 4) * 4

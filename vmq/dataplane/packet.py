@@ -49,7 +49,7 @@ from vmq.dataplane.state import (
     super_frame,
 )
 from vmq.dataplane.wire import VECTOR, admit, frame_vector, fresh, normalise, refuse
-from vmq.jit import at, c_recvmmsg, c_sendmmsg, int64, kernel, peek, poke
+from vmq.jit import at, c_recvmmsg, c_sendmmsg, copy, int64, kernel, peek, poke
 
 HEADER = offset(net_hdr, "num_buffers")  # a packet socket's header ends before this field
 LEAD = 16
@@ -144,7 +144,8 @@ def open_message(w: Any, lane: Any, state: Any, row: Any) -> None:
     """Turn the next message into a frame of the round, into the held super-frame, or into a named drop."""
     message = at(lane["messages"], BURST, mmsghdr)[state["taken"]]
     address = int64(lane["buffers"]) + int64(state["taken"]) * int64(lane["buffer_size"]) + LEAD
-    header = at(address - HEADER, 1, net_hdr)[0]
+    copy(w["header"], address - HEADER, HEADER)  # a tag that is put back lies over it
+    header = at(w["header"], 1, net_hdr)[0]
     length = int64(message["len"]) - HEADER
     state["taken"] += 1
     if not unpack(state, row, message["hdr"], address, length):

@@ -14,20 +14,19 @@ import numpy as np
 
 from vmq.abi.ethernet import VLAN_VID_MASK
 from vmq.dataplane.classify import note
-from vmq.dataplane.handover import push
+from vmq.dataplane.handover import push, still_named
 from vmq.dataplane.state import (
     BURST,
     DELIVERIES,
     FRAMES,
+    HANDOVER_MOVED,
     NONE,
     PIECES,
     TO_WIRE_FULL,
     delivery,
     frame,
     piece,
-    queue,
     recorded,
-    vport,
     waiting,
 )
 from vmq.jit import at, int64, kernel
@@ -65,7 +64,7 @@ def replay_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
 
 @kernel
 def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
-    """Bring what waits back into the round: one frame row a delivery. A queue that is gone loses its frames."""
+    """Bring what waits back into the round: one frame row a delivery. What no filter names any more is dropped."""
     rows = at(lane["backlog"], DELIVERIES, waiting)
     frames = at(w["frames"], FRAMES, frame)
     count = min(int64(state["pending"]), FRAMES)
@@ -75,10 +74,10 @@ def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
         frames[index]["account"] = NONE
         frames[index]["source"] = NONE
         frames[index]["uplink"] = lane["uplink"]
-        if number < t["queue_count"]:
-            target = at(t["queues"], t["queue_count"], queue)[number]["vport"]
-            if at(t["vports"], t["vport_count"], vport)[target]["active"]:
-                note(w, index, number)
+        if still_named(t, frames[index], number):
+            note(w, index, number)
+        else:
+            state["account"]["drops"][HANDOVER_MOVED] += 1
     w["frame_count"] = count
 
 

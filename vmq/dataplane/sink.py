@@ -19,8 +19,8 @@ def drain_ring(address: int, to: int) -> int:
     size, tail = np.int64(ring["size"]), np.int64(ring["tail"])
     place = tail & (size - 1)
     # us: head, then parcels | writer: parcels, then head.
-    count = min(np.int64(load_acquire(ring, "head")) - tail, size - place)
-    copy(to, np.int64(ring["data"]) + place, count)
+    count: int = min(int(load_acquire(ring, "head")) - int(tail), int(size - place))
+    copy(to, int(ring["data"]) + int(place), count)
     # us: copy out, then tail | writer: reads tail, then writes over it.
     store_release(ring, "tail", tail + count)
     return count

@@ -40,6 +40,7 @@ MAX_VPORTS = 2048
 MAX_QUEUES = 16384
 MAX_LANES = 1024
 MAX_LEARN = 16
+HANDOVER_RINGS = 2 * MAX_WORKERS * MAX_WORKERS
 NONE = -1
 EPOCH_GONE = 1 << 62  # what a worker that has left announces
 
@@ -77,7 +78,7 @@ DROPS: tuple[tuple[str, str], ...] = (
     ("from_wire_too_long", "the frame from the wire is longer than its buffer or the MTU"),
     ("from_wire_offload", "checksum or segmentation metadata from the wire does not fit the frame"),
     ("handover_full", "the ring to the processor of the destination is full"),
-    ("handover_moved", "the destination moved to another processor meanwhile"),
+    ("handover_moved", "the destination moved to another processor meanwhile, or its filter is gone"),
     ("to_wire_full", "the uplink takes no more frames now"),
     ("to_wire_error", "the uplink refused the frame"),
 )
@@ -238,7 +239,7 @@ engine = rows(  # control, before the first worker starts; `tables` and `stop` l
     ("ring_state", i64),
     ("lane_state", i64),
     ("port_state", i64),
-    ("rings", i64),  # i64 addresses of hand-over rings, [from * MAX_WORKERS + to]
+    ("rings", i64),  # i64 addresses of hand-over rings: handover.ring_of
     ("mappings", i64),  # `mapping` rows of all guest memory, for the SIGBUS handler
 )
 
@@ -261,10 +262,11 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("broken", i64),  # fault found in this round, NO_FAULT without
 )  # fmt: skip
 
-# What became of the frames of one source: frames in = forwarded + drops; copies = deliveries to receive queues.
+# What became of the frames of one source: frames in = forwarded + drops, the handover_* drops apart. Those are of
+# copies: copies = offered to receive queues + handover_* drops, here and at the receive queues.
 account = layout(16 + 8 * DROP_COUNT, ("forwarded", i64), ("copies", i64), ("drops", i64, (DROP_COUNT,)))
 
-queue_state = rows(  # the worker of the queue; offered_to_guest = frames_to_guest + to_guest_* drops
+queue_state = rows(  # the worker of the queue (handover_moved: its former one); offered_to_guest = frames_to_guest + to_guest_* drops
     ("frames_to_guest", i64), ("bytes_to_guest", i64),
     ("frames_from_guest", i64), ("bytes_from_guest", i64),
     ("indications", i64), ("suppressed", i64), ("call_lost", i64), ("offered_to_guest", i64),
@@ -344,7 +346,7 @@ parcel = layout(
     ("length", i64),  # of the frame behind this header
     ("vid", i64),
     ("tci", i64),
-    ("tagged", i32), ("queue", i32),
+    ("tagged", i32), ("queue", i32),  # queue NONE: passed over
     ("source", i32), ("uplink", i32),
 )  # fmt: skip
 

@@ -3,7 +3,8 @@
 
 Control is one thread (asyncio). Every change ends in `publish`: the entries of all VM ports and uplinks become a
 new version of the tables, and control goes on when every processor has adopted it. Workers tell control about
-events through an eventfd: a source address to learn, a fault, a worker that died.
+events through an eventfd: a source address to learn, a fault, a worker that died. Control listens a bounded number
+of times a second, whatever a guest makes happen.
 """
 
 from __future__ import annotations
@@ -13,23 +14,40 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmq import linux
+from vmq.abi.ethernet import mac_number
 from vmq.abi.linux import SIGBUS
-from vmq.config import Config
+from vmq.config import AnyUplink, Config, cpu_text
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import faults, state
 from vmq.engine.announce import rarp
 from vmq.engine.plan import Action, AddVm, ChangeVm, CloseUplink, OpenUplink, RemoveVm, lasting, plan
 from vmq.engine.vm import Vm
+from vmq.engine.watchdog import Watchdog
 from vmq.errors import ConfigError, VmqError
 from vmq.publisher import Publisher, Segment, UplinkEntry
 from vmq.uplink import Uplink, open_uplink
 from vmq.worker import Worker, link_rings, unmap_rings
 
 TICK_SECONDS = 0.05
+EVENTS_PAUSE_SECONDS = 0.01  # between two looks at what workers tell
+PENALTY_SECONDS = 10.0  # for a front-end that made a processor wait
 LOG = logging.getLogger("vmq")
+
+
+class OpenedUplink(NamedTuple):
+    """An uplink that is open: its number in filters, itself, and of what it was made."""
+
+    number: int
+    uplink: Uplink
+    config: AnyUplink
+
+
+def _say(problem: BaseException) -> None:
+    """Nobody has said who is to be told about a dead worker: it is in the log."""
+    LOG.error("a processor has died: %s", problem)
 
 
 class Engine:
@@ -42,12 +60,13 @@ class Engine:
         self.publisher = Publisher(self.segment)
         self._rings = link_rings(self.segment)
         self.workers = [Worker(self.segment, index, cpu) for index, cpu in enumerate(cpus)]
-        self.uplinks: dict[str, tuple[int, Uplink]] = {}
+        self.watchdog = Watchdog(self.workers)
+        self.uplinks: dict[str, OpenedUplink] = {}
         self.vms: dict[str, Vm] = {}
-        self.failed: Callable[[BaseException], None] = lambda problem: None
+        self.failed: Callable[[BaseException], None] = _say
         self._tick: asyncio.TimerHandle | None = None
-        self._calling = [0] * len(cpus)
-        self.last_error = ""
+        self._pause: asyncio.TimerHandle | None = None
+        self.paused = False  # True: no lane receives yet
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -58,27 +77,40 @@ class Engine:
         self.publisher.doorbells = [worker.doorbell for worker in self.workers]
         for worker in self.workers:
             worker.start()
-        asyncio.get_running_loop().add_reader(self.segment.control_fd, self._events)
+        self.watchdog.start()
+        self._listen()
         self._ticking()
 
     def close(self) -> None:
         """Stop everything and give everything back. It does not fail."""
-        for vm in list(self.vms.values()):
-            self._remove_vm(vm.name)
-        for name in list(self.uplinks):
-            self._close_uplink(name)
+        try:
+            for name in list(self.vms):
+                self._remove_vm(name)
+            for name in list(self.uplinks):
+                self._close_uplink(name)
+        except TimeoutError as problem:  # what a stuck processor may still use stays as it is
+            LOG.error("not everything is given back: %s", problem)  # noqa: TRY400 - known, and said in words
+            for vm in self.vms.values():
+                vm.port.close()
+        for timer in (self._tick, self._pause):
+            if timer is not None:
+                timer.cancel()
         if self._tick is not None:
-            self._tick.cancel()
             asyncio.get_running_loop().remove_reader(self.segment.control_fd)
+        self._stop()
+
+    def _stop(self) -> None:
+        """End the threads."""
         self.segment.engine["stop"] = 1
         self.publisher.ring()
         for worker in self.workers:
             worker.join()
-        self.publisher.reclaim()
+        self.watchdog.close()
         stuck = any(worker.alive() for worker in self.workers)
         for worker in self.workers:
             worker.close()
         if not stuck:
+            self.publisher.reclaim()
             unmap_rings(self._rings)
             self.segment.close()
 
@@ -90,41 +122,57 @@ class Engine:
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
-        old = self.config
-        actions = plan(old, new)
-        done: list[Action] = []
+        self._check(new)
+        old, actions = self.config, plan(self.config, new)
         try:
             for action in actions:
                 self._apply(action, new)
-                done.append(action)
         except VmqError:
-            self._restore(old, new)
+            self._restore(old)
             raise
         self.config = new
         self.publish()
-        return tuple(done)
+        return actions
 
-    def _restore(self, old: Config, new: Config) -> None:
-        """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing."""
+    def _check(self, new: Config) -> None:
+        """Refuse what the processors that there are cannot do."""
+        cpus = [worker.cpu for worker in self.workers]
+        for name, vm in new.vms.items():
+            if vm.processor is not None and vm.processor not in cpus:
+                wrong = f"{vm.processor} is not one of the engine's, {cpu_text(cpus)}"
+                raise ConfigError(
+                    f"{self.where}: [vm.{name}] processor", wrong, "name one of those, or restart vmq"
+                )
+
+    def _restore(self, old: Config) -> None:
+        """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
+
+        What cannot be opened again is missed in words: the configuration in force is what there is.
+        """
         for name, vm in list(self.vms.items()):
             if name not in old.vms or lasting(old.vms[name]) != lasting(vm.config):
                 self._remove_vm(name)
-        for name, (_, uplink) in list(self.uplinks.items()):
-            if old.uplinks.get(name) != uplink.config:
+        for name, opened in list(self.uplinks.items()):
+            if old.uplinks.get(name) != opened.config:
                 self._close_uplink(name)
-        for name, config in old.uplinks.items():
-            if name not in self.uplinks:
-                self._open_uplink(name, config)
-        for name, vm_config in old.vms.items():
-            if name in self.vms:
-                self._change_vm(name, vm_config)
-            else:
-                self._add_vm(name, vm_config)
+        for action in plan(self._in_force(old), old):
+            try:
+                self._apply(action, old)
+            except VmqError as error:
+                LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
+        self.config = self._in_force(old)
         self.publish()
+
+    def _in_force(self, config: Config) -> Config:
+        """What there is, with the engine's own keys of `config`."""
+        uplinks = {name: opened.config for name, opened in self.uplinks.items()}
+        return Config(
+            engine=config.engine, uplinks=uplinks, vms={name: vm.config for name, vm in self.vms.items()}
+        )
 
     def _apply(self, action: Action, new: Config) -> None:
         if isinstance(action, OpenUplink):
-            self._open_uplink(action.name, action.config)
+            self._open_uplink(action.name, action.config, new)
         elif isinstance(action, CloseUplink):
             self._close_uplink(action.name)
         elif isinstance(action, AddVm):
@@ -134,24 +182,29 @@ class Engine:
         elif isinstance(action, RemoveVm):
             self._remove_vm(action.name)
 
-    def _open_uplink(self, name: str, config: Any) -> None:
+    def _open_uplink(self, name: str, config: AnyUplink, new: Config) -> None:
         if (len(self.uplinks) + 1) * len(self.workers) > state.MAX_LANES:  # numbers are dense
             raise ConfigError(
-                f"{self.where}: uplink.{name}", "too many uplinks", f"at most {state.MAX_LANES} lanes"
+                f"{self.where}: [uplink.{name}]", "too many uplinks", f"at most {state.MAX_LANES} lanes"
             )
-        where = f"{self.where}: uplink.{name}"
-        uplink = open_uplink(name, config, len(self.workers), where)
-        number = _free(number for number, _ in self.uplinks.values())
+        targets = [
+            (mac_number(mac), vm.vlan or 0) for vm in new.vms.values() if vm.uplink == name for mac in vm.mac
+        ]
+        try:
+            uplink = open_uplink(name, config, len(self.workers), targets)
+        except ConfigError as error:
+            raise type(error)(f"{self.where}: {error.where}", error.wrong, error.remedy) from error
+        number = _free(opened.number for opened in self.uplinks.values())
         base = number * len(self.workers)
         self.segment.rows["lane_state"][base : base + len(self.workers)] = 0
-        self.uplinks[name] = (number, uplink)
+        self.uplinks[name] = OpenedUplink(number, uplink, config)
         self.publish()
         for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
             if fd is not None:
                 worker.watch(fd, edge=False)
 
     def _close_uplink(self, name: str) -> None:
-        _, uplink = self.uplinks[name]
+        uplink = self.uplinks[name].uplink
         for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
             if fd is not None:
                 worker.forget(fd)
@@ -163,14 +216,14 @@ class Engine:
         number = _free(vm.number for vm in self.vms.values())
         if number >= state.MAX_VPORTS:
             raise ConfigError(
-                f"{self.where}: vm.{name}", "too many VMs", f"at most {state.MAX_VPORTS} are served"
+                f"{self.where}: [vm.{name}]", "too many VMs", f"at most {state.MAX_VPORTS} are served"
             )
         first = _free_run(
             [(vm.first_queue, vm.config.queue_pairs) for vm in self.vms.values()], config.queue_pairs
         )
         if first + config.queue_pairs > state.MAX_QUEUES:
             raise ConfigError(
-                f"{self.where}: vm.{name}: queue_pairs", "no receive queues are left", "lower it"
+                f"{self.where}: [vm.{name}] queue_pairs", "no receive queues are left", "lower it"
             )
         vm = Vm(self, name, config, number, first)
         vm.worker = self._place(config)
@@ -179,13 +232,25 @@ class Engine:
         self.segment.rows["port_state"][number] = 0
         vm.port.open()
         self.vms[name] = vm
+        self._forget_learned(vm)
         self.publish()
 
     def _change_vm(self, name: str, config: VmConfig) -> None:
         vm = self.vms[name]
+        if (vm.config.learn, vm.config.vlan) != (config.learn, config.vlan):
+            vm.learned.clear()
         vm.config = config
-        vm.learned = [mac for mac in vm.learned if mac not in vm.macs[: len(config.mac)]]
-        self.publish()
+        self._forget_learned(vm)
+        del vm.learned[config.learn_max :]
+        worker = vm.worker if config.processor is None else self._place(config)
+        if worker != vm.worker:
+            vm.move(worker)
+
+    def _forget_learned(self, vm: Vm) -> None:
+        """Its configured addresses are its own now, whoever has learned them."""
+        for other in self.vms.values():
+            if other.segment == vm.segment:
+                other.learned = [mac for mac in other.learned if mac not in vm.macs[: len(vm.config.mac)]]
 
     def _remove_vm(self, name: str) -> None:
         self.vms[name].port.close()
@@ -205,21 +270,33 @@ class Engine:
     def uplink_of(self, vm: Vm) -> Uplink | None:
         """The uplink of a VM, None without."""
         found = self.uplinks.get(vm.config.uplink or "")
-        return found[1] if found else None
+        return found.uplink if found else None
 
     def uplink_number(self, name: str | None) -> int:
         """The number of an uplink in filters, NONE without."""
         found = self.uplinks.get(name or "")
-        return found[0] if found else state.NONE
+        return found.number if found else state.NONE
 
     def publish(self) -> None:
         """Publish what is; go on when every processor has adopted it."""
-        uplinks = [UplinkEntry(number, tuple(uplink.lanes)) for number, uplink in self.uplinks.values()]
+        uplinks = [UplinkEntry(one.number, self._lanes(one.uplink)) for one in self.uplinks.values()]
         epoch = self.publisher.publish([vm.entry() for vm in self.vms.values()], uplinks)
-        self.publisher.settle(epoch)
+        try:
+            self.publisher.settle(epoch)
+        except TimeoutError as problem:
+            self.failed(problem)
+            raise
         self.publisher.reclaim()
-        for name, (_, uplink) in self.uplinks.items():
-            uplink.follow({mac for vm in self.vms.values() if vm.config.uplink == name for mac in vm.macs})
+        for name, opened in self.uplinks.items():
+            opened.uplink.follow(
+                {mac for vm in self.vms.values() if vm.config.uplink == name for mac in vm.macs}
+            )
+
+    def _lanes(self, uplink: Uplink) -> tuple[Any, ...]:
+        rows = tuple(row.copy() for row in uplink.lanes)
+        for row in rows:
+            row["receives"] *= not self.paused
+        return rows
 
     def announce(self, vm: Vm, mac: int) -> None:
         """A RARP in the name of a VM that has just arrived."""
@@ -229,7 +306,14 @@ class Engine:
 
     # --- what workers tell -----------------------------------------------------------------------------------
 
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self.segment.control_fd, self._events)
+
     def _events(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.segment.control_fd)
+        self._pause = loop.call_later(EVENTS_PAUSE_SECONDS, self._listen)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.segment.control_fd)
         numbers = {vm.number: vm for vm in self.vms.values()}
@@ -243,35 +327,26 @@ class Engine:
                     learned |= vm.learn(value)
         if learned:
             self.publish()
-        self._judge(numbers.values())
-
-    def _judge(self, vms: Iterable[Vm]) -> None:
-        """Say once what stopped a VM port, or what its guest does wrong."""
-        for vm in vms:
-            if vm.fault:
-                vm.fail(
-                    state.FAULTS[vm.fault][1], "restart the guest's driver or let the front-end reconnect"
-                )
+        for vm in self.vms.values():
+            vm.judge()
 
     def _ticking(self) -> None:
-        """Twenty times a second: uplinks that write files, and the watchdog of calls."""
-        for _, uplink in self.uplinks.values():
-            uplink.tick()
-        for worker in self.workers:
-            calling = int(worker.row["calling"])
-            if calling and calling == self._calling[worker.index]:
-                self._unblock(calling - 1)
-            self._calling[worker.index] = calling
+        """Twenty times a second: uplinks that write files, and front-ends that made somebody wait."""
         self._tick = asyncio.get_running_loop().call_later(TICK_SECONDS, self._ticking)
+        for opened in self.uplinks.values():
+            opened.uplink.tick()
+        while self.watchdog.freed:
+            self._punish(self.watchdog.freed.popleft())
 
-    def _unblock(self, descriptor: int) -> None:
-        """A call has lasted a whole tick: its eventfd is full and was made blocking behind our back. Drain it."""
-        with contextlib.suppress(OSError):
-            linux.set_nonblocking(descriptor)
-            os.eventfd_read(descriptor)
-            for vm in self.vms.values():
-                if any(ring.call == descriptor for ring in vm.session.rings):
-                    vm.fail("its call eventfd blocks", "the front-end must leave O_NONBLOCK alone")
+    def _punish(self, descriptor: int) -> None:
+        """A call has waited: its eventfd was full, and made blocking behind our back."""
+        for vm in self.vms.values():
+            if any(ring.call == descriptor for ring in vm.session.rings):
+                vm.port.hold(PENALTY_SECONDS)
+                vm.fail(
+                    "its call eventfd blocked a processor: disconnected",
+                    "use a front-end that leaves O_NONBLOCK alone",
+                )
 
 
 def _free(taken: Iterable[int]) -> int:

@@ -2,8 +2,9 @@
 """What leads from one configuration to another: a list of actions, found without doing any.
 
 `plan(x, x)` is empty. What is new comes first, since it may fail, and then nothing has been disturbed; what is gone
-comes last, since it cannot fail. A VM whose socket stays is changed in place and keeps its guest; one that needs
-another socket, uplink or number of queues is replaced.
+comes last, since it cannot fail. Only what is new in the place of something old (the same socket, filter, device or
+file) comes after that. A VM whose socket stays is changed in place and keeps its guest; one that needs another
+socket, uplink or number of queues is replaced.
 """
 
 from __future__ import annotations
@@ -59,29 +60,41 @@ def lasting(vm: Vm) -> tuple[object, ...]:
     return vm.socket, vm.mode, vm.uplink, vm.queue_pairs
 
 
+def claims(vm: Vm) -> set[tuple[object, ...]]:
+    """What no two VM ports have at the same time: a socket, a receive filter."""
+    return {("socket", vm.socket), *(("filter", vm.uplink, vm.vlan, mac) for mac in vm.mac)}
+
+
+def holds(uplink: AnyUplink) -> set[object]:
+    """What no two uplinks have open at the same time: a device, a file that is written."""
+    return {getattr(uplink, "device", None), getattr(uplink, "write", None)} - {None}
+
+
 def plan(old: Config, new: Config) -> tuple[Action, ...]:
     """The actions, in order. The engine's own keys (api, processors, group) are not among them."""
     fresh = {name for name, uplink in new.uplinks.items() if old.uplinks.get(name) != uplink}
     stale = {name for name, uplink in old.uplinks.items() if new.uplinks.get(name) != uplink}
+    busy = set[object]().union(*(holds(old.uplinks[name]) for name in stale))
+    late = {name for name in fresh if name in stale or holds(new.uplinks[name]) & busy}
     replaced = {
         name
         for name, vm in new.vms.items()
         if name in old.vms and (lasting(old.vms[name]) != lasting(vm) or vm.uplink in fresh)
     }
-    gone = [name for name in old.vms if name not in new.vms or name in replaced]
+    taken = set[tuple[object, ...]]().union(*(claims(vm) for vm in old.vms.values()))
+    early = {
+        name
+        for name, vm in new.vms.items()
+        if name not in old.vms and vm.uplink not in late and not claims(vm) & taken
+    }
     kept = [name for name in new.vms if name in old.vms and name not in replaced]
-    swapped = sorted(fresh & stale)  # the same device cannot be open twice
+    added = [name for name in new.vms if name not in kept]
     return (
-        *(OpenUplink(name, new.uplinks[name]) for name in new.uplinks if name in fresh - stale),
-        *(
-            AddVm(name, vm)
-            for name, vm in new.vms.items()
-            if name not in old.vms and vm.uplink not in swapped
-        ),
+        *(OpenUplink(name, new.uplinks[name]) for name in new.uplinks if name in fresh - late),
+        *(AddVm(name, new.vms[name]) for name in added if name in early),
         *(ChangeVm(name, new.vms[name]) for name in kept if old.vms[name] != new.vms[name]),
-        *(RemoveVm(name) for name in gone),
+        *(RemoveVm(name) for name in old.vms if name not in kept),
         *(CloseUplink(name) for name in old.uplinks if name in stale),
-        *(OpenUplink(name, new.uplinks[name]) for name in swapped),
-        *(AddVm(name, new.vms[name]) for name in new.vms if name in replaced),
-        *(AddVm(name, vm) for name, vm in new.vms.items() if name not in old.vms and vm.uplink in swapped),
+        *(OpenUplink(name, new.uplinks[name]) for name in new.uplinks if name in late),
+        *(AddVm(name, new.vms[name]) for name in added if name not in early),
     )

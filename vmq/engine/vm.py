@@ -8,6 +8,7 @@ to the kernels and takes them back. While a ring runs a kernel owns its `ring_st
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,8 @@ _RING_FEATURES = (
     (virtio.VIRTIO_NET_F_MRG_RXBUF, state.RING_MERGEABLE),
 )
 DEFAULT_MTU = 1500
+SILENCE_SECONDS = 60.0
+LINES_MAX = 8
 
 
 def prefix_of(text: str) -> tuple[int, int]:
@@ -43,6 +46,25 @@ def prefix_of(text: str) -> tuple[int, int]:
     return mask, mac_number(address) & mask
 
 
+class Said:
+    """Lines of one VM port in the log: each once a minute, and not too many of them."""
+
+    def __init__(self) -> None:
+        self._lines: set[str] = set()
+        self._since = 0.0
+
+    def fresh(self, line: str) -> bool:
+        """Whether to say it now."""
+        now = time.monotonic()
+        if now - self._since > SILENCE_SECONDS:
+            self._since = now
+            self._lines.clear()
+        if line in self._lines or len(self._lines) >= LINES_MAX:
+            return False
+        self._lines.add(line)
+        return True
+
+
 class Vm:
     """A VM port. `number` is its row, `first_queue` the first of its `queue_pairs` receive queues."""
 
@@ -51,17 +73,26 @@ class Vm:
         self.number, self.first_queue = number, first_queue
         self.worker = 0
         self.learned: list[int] = []
-        self.session = Session.new(Offer(max_pairs=config.queue_pairs))
         self.error: tuple[str, str] | None = None  # what, remedy
         self.connects = 0
+        self._offer = Offer(max_pairs=config.queue_pairs)
+        self._said = Said()
+        self._memory: set[int] = set()  # addresses of what is mapped
+        self._gone: set[int] | None = None  # of it, what was there when a file was found truncated
         self._rings: dict[int, tuple[RingEntry, RingEntry]] = {}
         self._regions: tuple[tuple[int, int, int], ...] = ()
         self._kicks: dict[int, int] = {}
-        where = f'{engine.where}: vm "{name}": socket'
-        self.port = Port(where, config.socket, config.mode, engine.group, self.session.offer, self)
+        where = f"{engine.where}: [vm.{name}] socket"
+        self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
         self.port.changed = self._changed
 
     # --- what the tables say -------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session:
+        """What its front-end has agreed on so far."""
+        connection = self.port.connection
+        return connection.session if connection is not None else Session.new(self._offer)
 
     @property
     def macs(self) -> tuple[int, ...]:
@@ -97,32 +128,48 @@ class Vm:
 
     def follow(self, session: Session, mappings: dict[Region, Mapping]) -> dict[int, int]:
         """See `vhost.connection.Owner`."""
-        before = set(self.session.started)
-        self.session = session
+        before = self._started
         regions = [mappings[region] for region in session.regions]
         self._regions = tuple(sorted((one.region.gpa, one.region.size, one.host) for one in regions))
-        entries = {index: self._ring(index, mappings) for index in session.started}
+        if session.started and not before:
+            self._clear_fault()  # before guest memory is read: it may be gone
+        entries = {index: self._ring(session, index, mappings) for index in session.started}
         for index in set(entries) - before:
-            self._begin(index, entries[index])
+            self._begin(index, entries[index], session.rings[index].base)
         none = RingEntry()
         self._rings = {
             pair: (entries.get(2 * pair, none), entries.get(2 * pair + 1, none))
             for pair in {index // 2 for index in entries}
         }
-        if entries and not before:
-            self._clear_fault()
         self.engine.publish()
-        self._watch(session)
-        ended = before - set(entries)
-        return {index: int(self._state(index)["next_avail"]) for index in ended}
+        self._watch({i: session.rings[i].kick for i in entries if i % 2 and session.rings[i].kick >= 0})
+        return {index: int(self._state(index)["next_avail"]) for index in before - set(entries)}
+
+    @property
+    def _started(self) -> set[int]:
+        """The rings that the kernels have."""
+        return {
+            2 * pair + half
+            for pair, rings in self._rings.items()
+            for half, ring in enumerate(rings)
+            if ring.running
+        }
 
     def mapped(self, mapping: Mapping) -> None:
         """See `vhost.connection.Owner`."""
         self.engine.segment.add_mapping(self.number, mapping.address, mapping.length)
+        self._memory.add(mapping.address)
 
     def unmapping(self, mapping: Mapping) -> None:
         """See `vhost.connection.Owner`."""
         self.engine.segment.drop_mapping(mapping.address)
+        self._memory.discard(mapping.address)
+        if self._gone is not None:
+            self._gone.discard(mapping.address)
+
+    def call(self, descriptor: int) -> None:
+        """See `vhost.connection.Owner`."""
+        self.engine.watchdog.call(descriptor)
 
     def announce(self, mac: int) -> None:
         """See `vhost.connection.Owner`."""
@@ -138,13 +185,11 @@ class Vm:
         row: np.void = self.engine.segment.rows["ring_state"][2 * self.first_queue + index]
         return row
 
-    def _ring(self, index: int, mappings: dict[Region, Mapping]) -> RingEntry:
-        session, ring = self.session, self.session.rings[index]
-
+    def _ring(self, session: Session, index: int, mappings: dict[Region, Mapping]) -> RingEntry:
         def host(area: Area) -> int:
             return mappings[area.region].host + area.offset
 
-        place = ring_placement(session, index)
+        ring, place = session.rings[index], ring_placement(session, index)
         return RingEntry(
             running=True,
             enabled=session.enabled(index),
@@ -157,11 +202,11 @@ class Vm:
             error_fd=ring.err,
         )
 
-    def _begin(self, index: int, entry: RingEntry) -> None:
+    def _begin(self, index: int, entry: RingEntry, base: int) -> None:
         """Hand a ring to the kernels: where it stands, as the front-end and guest memory say."""
         row = self._state(index)
         used = at(entry.used, 1, virtio.vring_used)[0]
-        row["next_avail"] = self.session.rings[index].base & state.M16
+        row["next_avail"] = base & state.M16
         # The used index is read from guest memory, never assumed: the driver counts on (vhost-user.md, hazard 3).
         row["next_used"] = row["shown"] = used["idx"]
         row["first"], row["asleep"], row["region"] = 1, 0, state.NONE
@@ -169,10 +214,9 @@ class Vm:
             receive = index % 2 == 0  # nobody waits for receive buffers
             used["flags"] = virtio.VRING_USED_F_NO_NOTIFY if receive else 0
 
-    def _watch(self, session: Session) -> None:
-        """Have the processor watch the kicks of the from_guest rings that run."""
+    def _watch(self, wanted: dict[int, int]) -> None:
+        """Have the processor watch these kicks, of the from_guest rings that run."""
         worker = self.engine.workers[self.worker]
-        wanted = {i: session.rings[i].kick for i in session.started if i % 2 and session.rings[i].kick >= 0}
         for index, fd in list(self._kicks.items()):
             if wanted.get(index) != fd:
                 worker.forget(fd)
@@ -183,6 +227,16 @@ class Vm:
                 self._kicks[index] = fd
         if wanted:
             os.eventfd_write(worker.doorbell, 1)  # a kick may have come before we watched
+
+    def move(self, worker: int) -> None:
+        """Let another processor serve it: no moment has two owners of a ring, so for one it has none."""
+        rings, kicks = self._rings, dict(self._kicks)
+        self._rings = {}
+        self.engine.publish()
+        self._watch({})
+        self.worker, self._rings = worker, rings
+        self.engine.publish()
+        self._watch(kicks)
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -197,34 +251,55 @@ class Vm:
             self.engine.publish()
 
     def _clear_fault(self) -> None:
-        self.engine.segment.rows["port_state"][self.number]["fault"] = state.NO_FAULT
+        """The driver starts anew. Memory that was truncated stays gone until it is mapped anew."""
+        if self.fault and (self.fault != state.MEMORY_GONE or not self._gone):
+            self.error = None
+            self.engine.segment.rows["port_state"][self.number]["fault"] = state.NO_FAULT
+            self._gone = None
+
+    def judge(self) -> None:
+        """Say what stopped it."""
+        if self.fault == state.MEMORY_GONE and self._gone is None:
+            self._gone = set(self._memory)
+        if self.fault:
+            remedy = "restart the guest's driver or let the front-end reconnect"
+            self.fail(state.FAULTS[self.fault][1], remedy)
 
     def learn(self, mac: int) -> bool:
         """Add a source address to its filters; False if it is there, there is no room, or another VM has it."""
         if mac in self.macs or len(self.learned) >= self.config.learn_max:
             return False
-        segment = (self.config.uplink, self.config.vlan)
+        if not any(mac & mask == value for mask, value in map(prefix_of, self.config.learn)):
+            return False
         for other in self.engine.vms.values():
-            if (
-                other is not self
-                and segment == (other.config.uplink, other.config.vlan)
-                and mac in other.macs
-            ):
+            if other is not self and other.segment == self.segment and mac in other.macs:
                 self.fail(f"{mac_text(mac)} is {other.name}'s", "give each VM addresses of its own")
                 return False
         self.learned.append(mac)
         return True
 
     def fail(self, what: str, remedy: str) -> None:
-        """Remember the last error, and log it once."""
-        if self.error != (what, remedy):
-            self.error = (what, remedy)
-            self.engine.log(f"vm {self.name}: {what}" + (f". Remedy: {remedy}" if remedy else ""))
+        """Remember the last error, and log it, unless that would repeat or flood."""
+        self.error = (what, remedy)
+        line = f"vm {self.name}: {what}" + (f". Remedy: {remedy}" if remedy else "")
+        if self._said.fresh(line):
+            self.engine.log(line)
+
+    @property
+    def segment(self) -> tuple[str | None, int | None]:
+        """Its neighbours have the same."""
+        return self.config.uplink, self.config.vlan
 
     @property
     def fault(self) -> int:
         """The fault that stopped it, NO_FAULT without."""
         return int(self.engine.segment.rows["port_state"][self.number]["fault"])
+
+    @property
+    def spoofed(self) -> int:
+        """The last source address that the spoof check refused and would refuse now; 0 without."""
+        mac = int(self.engine.segment.rows["port_state"][self.number]["spoofed"])
+        return mac if self.config.spoof_check and mac not in self.macs else 0
 
     @property
     def running(self) -> list[int]:

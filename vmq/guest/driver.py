@@ -32,7 +32,7 @@ from vmq.abi.virtio import (
     vring_used,
     vring_used_elem,
 )
-from vmq.jit import at, c_write, compile_for, fence, kernel, load_acquire, load_once, store_release
+from vmq.jit import at, c_write, compile_for, fence, int64, kernel, load_acquire, load_once, store_release
 
 RING = rows(
     ("size", i64),
@@ -63,11 +63,11 @@ USED_PAIR = 2  # harvest writes pairs (slot, length)
 @kernel
 def cut(table: Any, base: int, parts: int, address: int, length: int, flags: int) -> int:
     """Write `length` bytes at guest address `address` as at most `parts` descriptors; how many they became."""
-    index = np.int64(0)
+    index = int64(0)
     while True:
         part = (length + parts - index - 1) // (parts - index)
         if index == 0 and parts > 1:
-            part = min(length, np.int64(HEADER))
+            part = min(length, int64(HEADER))
         length -= part
         row = table[base + index]
         row["addr"] = address
@@ -83,17 +83,17 @@ def cut(table: Any, base: int, parts: int, address: int, length: int, flags: int
 @kernel
 def describe(ring: Any, slot: int, address: int, length: int) -> None:
     """Let the chain of `slot` be the `length` bytes at a guest address; the device must not have it."""
-    parts = np.int64(ring["parts"])
-    flags = np.int64(VRING_DESC_F_WRITE) if ring["writable"] else np.int64(0)
+    parts = int64(ring["parts"])
+    flags = int64(VRING_DESC_F_WRITE) if ring["writable"] else int64(0)
     table = at(ring["desc"], ring["size"], vring_desc)
     if not ring["indirect"]:
         cut(table, slot * parts, parts, address, length, flags)
         return
-    nested = at(ring["tables"], np.int64(ring["slots"]) * parts, vring_desc)
+    nested = at(ring["tables"], int64(ring["slots"]) * parts, vring_desc)
     # Chains of an indirect table number its own entries: virtio-1.2 §2.7.5.3 Indirect Descriptors
     count = cut(nested[slot * parts : (slot + 1) * parts], 0, parts, address, length, flags)
     row = table[slot]
-    row["addr"] = np.int64(ring["tables_guest"]) + slot * parts * DESC
+    row["addr"] = int64(ring["tables_guest"]) + slot * parts * DESC
     row["len"] = count * DESC
     row["flags"] = VRING_DESC_F_INDIRECT
     row["next"] = 0
@@ -103,7 +103,7 @@ def describe(ring: Any, slot: int, address: int, length: int) -> None:
 def claim(ring: Any) -> int:
     """A free slot; the caller has looked at free_count."""
     ring["free_count"] -= 1
-    return np.int64(at(ring["free"], ring["slots"], np.int64)[ring["free_count"]])
+    return int64(at(ring["free"], ring["slots"], np.int64)[ring["free_count"]])
 
 
 @kernel
@@ -116,17 +116,17 @@ def release(ring: Any, slot: int) -> None:
 @kernel
 def offer(ring: Any, slot: int) -> None:
     """Put a described slot into the available ring; the device sees it at the next `show`."""
-    size = np.int64(ring["size"])
-    at(ring["avail"] + AVAIL, size, np.uint16)[ring["next_avail"] & (size - 1)] = slot * np.int64(ring["span"])
+    size = int64(ring["size"])
+    at(ring["avail"] + AVAIL, size, np.uint16)[ring["next_avail"] & (size - 1)] = slot * int64(ring["span"])
     at(ring["flight"], ring["slots"], np.int64)[slot] = 1
-    ring["next_avail"] = (np.int64(ring["next_avail"]) + 1) & M16
+    ring["next_avail"] = (int64(ring["next_avail"]) + 1) & M16
 
 
 @kernel
 def show(ring: Any) -> bool:
     """Show the device what was offered; whether it wants a kick."""
-    size = np.int64(ring["size"])
-    old, new = np.int64(ring["shown"]), np.int64(ring["next_avail"])
+    size = int64(ring["size"])
+    old, new = int64(ring["shown"]), int64(ring["next_avail"])
     if old == new:
         return False
     # us: ring entries and descriptors, then idx | device: idx, then those.
@@ -136,9 +136,9 @@ def show(ring: Any) -> bool:
     fence()
     ring["shown"] = new
     if ring["event_idx"]:
-        event = np.int64(load_once(at(ring["used"] + USED + size * ELEMENT, 1, np.uint16), 0))
+        event = int64(load_once(at(ring["used"] + USED + size * ELEMENT, 1, np.uint16), 0))
         return ((new - event - 1) & M16) < ((new - old) & M16)
-    return not np.int64(load_once(at(ring["used"], 1, vring_used)[0], "flags")) & VRING_USED_F_NO_NOTIFY
+    return not int64(load_once(at(ring["used"], 1, vring_used)[0], "flags")) & VRING_USED_F_NO_NOTIFY
 
 
 @kernel
@@ -152,17 +152,17 @@ def kick(ring: Any) -> None:
 def used(ring: Any) -> int:
     """Used elements we have not taken."""
     # us: idx, then elements and buffers | device: writes those, then idx.
-    index = np.int64(load_acquire(at(ring["used"], 1, vring_used)[0], "idx"))
-    return (index - np.int64(ring["next_used"])) & M16
+    index = int64(load_acquire(at(ring["used"], 1, vring_used)[0], "idx"))
+    return (index - int64(ring["next_used"])) & M16
 
 
 @kernel
 def take(ring: Any) -> tuple[int, int]:
     """The next used element: its slot (-1: it names none that the device has) and the bytes written."""
-    size, span = np.int64(ring["size"]), np.int64(ring["span"])
+    size, span = int64(ring["size"]), int64(ring["span"])
     element = at(ring["used"] + USED, size, vring_used_elem)[ring["next_used"] & (size - 1)]
-    head, length = np.int64(load_once(element, "id")), np.int64(load_once(element, "len"))
-    ring["next_used"] = (np.int64(ring["next_used"]) + 1) & M16
+    head, length = int64(load_once(element, "id")), int64(load_once(element, "len"))
+    ring["next_used"] = (int64(ring["next_used"]) + 1) & M16
     slot = head // span
     if slot < ring["slots"] and head % span == 0:
         flight = at(ring["flight"], ring["slots"], np.int64)
@@ -170,15 +170,15 @@ def take(ring: Any) -> tuple[int, int]:
             flight[slot] = 0
             return slot, length
     ring["bad"] += 1
-    return np.int64(-1), length
+    return int64(-1), length
 
 
 @kernel
 def ask_for_calls(ring: Any) -> bool:
     """Ask the device to call at its next used buffer; True if one came meanwhile (do not sleep)."""
-    size = np.int64(ring["size"])
+    size = int64(ring["size"])
     if ring["event_idx"]:
-        store_release(at(ring["avail"] + AVAIL, size + 1, np.uint16), size, np.int64(ring["next_used"]))
+        store_release(at(ring["avail"] + AVAIL, size + 1, np.uint16), size, int64(ring["next_used"]))
     else:
         store_release(at(ring["avail"], 1, vring_avail)[0], "flags", 0)
     # us: write used_event or flags, then read used.idx | device: write used.idx, then read those.
@@ -209,7 +209,7 @@ def submit(address: int, slots: int, count: int) -> int:
     ring = at(address, 1, RING)[0]
     numbers = at(slots, count, np.int64)
     for index in range(count):
-        offer(ring, np.int64(numbers[index]))
+        offer(ring, int64(numbers[index]))
     if not show(ring):
         return 0
     kick(ring)

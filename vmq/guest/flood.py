@@ -12,7 +12,7 @@ frames = verified + out_of_place + wrong. Without a table frames are only counte
 
 Frames to send lie in guest memory, packet header included, and are sent from where they lie.
 
-`FLOOD` is shared with Python, which writes `stop` and reads the counters at any time.
+`FLOOD` is shared with Python, which writes `stop` and `hold` and reads the counters at any time.
 """
 
 from __future__ import annotations
@@ -44,20 +44,25 @@ from vmq.jit import (
     at,
     c_clock_gettime,
     c_epoll_wait,
-    c_memcmp,
     c_read,
     c_sched_yield,
     compile_for,
     copy,
+    int64,
     kernel,
     load_acquire,
+    load_once,
     peek,
+    same_bytes,
 )
 
 BATCH = 64  # chains a round takes from one virtqueue, and frames it puts into one
 BOUNCE = 1 << 17  # one frame that spans several buffers, made contiguous
 CLOCK_ROUNDS = 64  # rounds between two looks at the clock, when no rate needs it
-SLEEP_MS, PACED_SLEEP_MS = 50, 1  # longest sleeps: so late is `stop` seen, so long are the gaps of a paced sender
+SLEEP_MS, PACED_SLEEP_MS = (
+    50,
+    1,
+)  # longest sleeps: so late is `stop` seen, so long are the gaps of a paced sender
 NS = 1_000_000_000
 REST_CALL, REST_YIELD = 0, 1
 
@@ -66,10 +71,10 @@ FRAME_BYTES = FRAME.itemsize
 SENDER = layout(24, ("first", i64), ("count", i64), ("cursor", i64))  # the part of the table of one virtqueue
 
 FLOOD = rows(
-    ("stop", i64),  # Python: leave
+    ("stop", i64), ("hold", i64),  # Python: leave; send nothing for now
     ("rings", i64), ("pairs", i64),
     ("expected", i64), ("expected_count", i64),  # FRAME rows, our addresses, without packet header; 0: count only
-    ("mac", i64), ("vid", i64),  # frames to somebody else, or with another tag, are `stray`
+    ("macs", i64), ("mac_count", i64), ("vid", i64),  # frames to somebody else, or with another tag, are `stray`
     ("transmit", i64), ("senders", i64),  # FRAME rows, guest addresses, with packet header; one SENDER a pair
     ("window", i64),  # frames in flight a virtqueue, at most
     ("rate", i64), ("limit", i64),  # frames a second, frames in all; 0: without bound
@@ -95,13 +100,22 @@ def now(flood: Any) -> int:
     """Nanoseconds of the monotonic clock."""
     c_clock_gettime(CLOCK_MONOTONIC, flood["clock"])
     clock = at(flood["clock"], 1, timespec)[0]
-    return np.int64(clock["sec"]) * NS + np.int64(clock["nsec"])
+    return int64(clock["sec"]) * NS + int64(clock["nsec"])
 
 
 @kernel
 def equal(row: Any, address: int, length: int) -> bool:
     """Whether a frame is the one of this row of the table."""
-    return row["length"] == length and c_memcmp(row["address"], address, length) == 0
+    return row["length"] == length and same_bytes(row["address"], address, length)
+
+
+@kernel
+def is_own(flood: Any, mac: int) -> bool:
+    """Whether this is one of the guest's addresses; the first is the most likely."""
+    for own in at(flood["macs"], flood["mac_count"], np.int64):  # noqa: SIM110 - no generators in kernels
+        if own == mac:
+            return True
+    return False
 
 
 @kernel
@@ -109,12 +123,12 @@ def is_stray(flood: Any, address: int, length: int) -> bool:
     """Whether a frame should never have come here: it names another station, or another VLAN."""
     if length < ETH_HLEN:
         return True
-    mac = np.int64(peek(address, np.uint32)) | (np.int64(peek(address + 4, np.uint16)) << 32)
-    if not mac & MAC_GROUP_BIT and mac != flood["mac"]:
+    mac = int64(peek(address, np.uint32)) | (int64(peek(address + 4, np.uint16)) << 32)
+    if not mac & MAC_GROUP_BIT and not is_own(flood, mac):
         return True
-    if np.int64(peek(address + ETH_TYPE_OFFSET, np.uint16)) != TPID_8021Q_LE or length < ETH_HLEN + VLAN_HLEN:
+    if int64(peek(address + ETH_TYPE_OFFSET, np.uint16)) != TPID_8021Q_LE or length < ETH_HLEN + VLAN_HLEN:
         return False
-    tci = np.int64(peek(address + ETH_HLEN, np.uint16))
+    tci = int64(peek(address + ETH_HLEN, np.uint16))
     vid = (((tci & 255) << 8) | (tci >> 8)) & VLAN_VID_MASK
     return vid != 0 and vid != flood["vid"]
 
@@ -126,11 +140,11 @@ def check(flood: Any, address: int, length: int) -> None:
     flood["bytes"] += length
     if is_stray(flood, address, length):
         flood["stray"] += 1
-    count = np.int64(flood["expected_count"])
+    count = int64(flood["expected_count"])
     if count == 0:
         return
     table = at(flood["expected"], count, FRAME)
-    place = np.int64(flood["cursor"])
+    place = int64(flood["cursor"])
     for skipped in range(count):
         if equal(table[place], address, length):
             if skipped == 0:
@@ -147,12 +161,12 @@ def check(flood: Any, address: int, length: int) -> None:
 @kernel
 def gather(flood: Any, ring: Any, slot: int, length: int, count: int) -> int:
     """Make a frame contiguous that begins in `slot` and spans `count` chains; its length with header, -1: broken."""
-    stride = np.int64(ring["stride"])
-    total = np.int64(0)
+    stride = int64(ring["stride"])
+    total = int64(0)
     left = count
     while True:
         if slot >= 0 and length <= stride and total + length <= BOUNCE:
-            copy(np.int64(flood["bounce"]) + total, np.int64(ring["buffers"]) + slot * stride, length)
+            copy(int64(flood["bounce"]) + total, int64(ring["buffers"]) + slot * stride, length)
             total += length
             offer(ring, slot)
         else:
@@ -167,36 +181,36 @@ def gather(flood: Any, ring: Any, slot: int, length: int, count: int) -> int:
 def receive_frame(flood: Any, ring: Any, ready: int) -> None:
     """Take one frame, which spans at most `ready` used chains."""
     slot, length = take(ring)
-    stride = np.int64(ring["stride"])
+    stride = int64(ring["stride"])
     if slot < 0 or length > stride:
         flood["broken"] += 1
         return
-    address = np.int64(ring["buffers"]) + slot * stride
+    address = int64(ring["buffers"]) + slot * stride
     if length < HEADER:
         flood["empty"] += 1
         offer(ring, slot)
         return
-    count = np.int64(peek(address + NUM_BUFFERS, np.uint16)) if ring["mergeable"] else np.int64(1)
+    count = int64(peek(address + NUM_BUFFERS, np.uint16)) if ring["mergeable"] else int64(1)
     if count == 1:
         check(flood, address + HEADER, length - HEADER)
         offer(ring, slot)
         return
-    total = gather(flood, ring, slot, length, count) if 0 < count <= ready else np.int64(-1)
+    total = gather(flood, ring, slot, length, count) if 0 < count <= ready else int64(-1)
     if total < 0:
         flood["broken"] += 1
         return
-    check(flood, np.int64(flood["bounce"]) + HEADER, total - HEADER)
+    check(flood, int64(flood["bounce"]) + HEADER, total - HEADER)
 
 
 @kernel
 def receive(flood: Any, ring: Any) -> int:
     """Take what waits in a receive virtqueue, about a batch, and post the buffers again; chains taken."""
     ready = used(ring)
-    first = np.int64(ring["next_used"])
-    taken = np.int64(0)
+    first = int64(ring["next_used"])
+    taken = int64(0)
     while taken < min(ready, BATCH):
         receive_frame(flood, ring, ready - taken)
-        taken = (np.int64(ring["next_used"]) - first) & M16
+        taken = (int64(ring["next_used"]) - first) & M16
     if show(ring):
         kick(ring)
     return taken
@@ -205,13 +219,15 @@ def receive(flood: Any, ring: Any) -> int:
 @kernel
 def allowance(flood: Any) -> int:
     """Frames that rate and limit let through now."""
-    allowed = np.int64(BATCH)
+    if load_once(flood, "hold"):
+        return int64(0)
+    allowed = int64(BATCH)
     if flood["limit"] > 0:
-        allowed = min(allowed, np.int64(flood["limit"]) - np.int64(flood["sent"]))
+        allowed = min(allowed, int64(flood["limit"]) - int64(flood["sent"]))
     if flood["rate"] > 0:
         # In doubles: frames times nanoseconds may pass 2^63 within hours.
         due = int(float(flood["elapsed_ns"]) / NS * float(flood["rate"]))
-        allowed = min(allowed, due - np.int64(flood["sent"]))
+        allowed = min(allowed, due - int64(flood["sent"]))
     return max(allowed, 0)
 
 
@@ -226,17 +242,17 @@ def transmit(flood: Any, ring: Any, sender: Any) -> int:
             flood["returned"] += 1
     if sender["count"] == 0:
         return ready
-    free = np.int64(ring["free_count"])
-    in_flight = np.int64(ring["slots"]) - free
-    count = min(allowance(flood), min(free, np.int64(flood["window"]) - in_flight))
-    table = at(np.int64(flood["transmit"]) + np.int64(sender["first"]) * FRAME_BYTES, sender["count"], FRAME)
+    free = int64(ring["free_count"])
+    in_flight = int64(ring["slots"]) - free
+    count = min(allowance(flood), free, int64(flood["window"]) - in_flight)
+    table = at(int64(flood["transmit"]) + int64(sender["first"]) * FRAME_BYTES, sender["count"], FRAME)
     for _ in range(count):
         row = table[sender["cursor"]]
         slot = claim(ring)
-        describe(ring, slot, np.int64(row["address"]), np.int64(row["length"]))
+        describe(ring, slot, int64(row["address"]), int64(row["length"]))
         offer(ring, slot)
         flood["sent"] += 1
-        flood["sent_bytes"] += np.int64(row["length"]) - HEADER
+        flood["sent_bytes"] += int64(row["length"]) - HEADER
         sender["cursor"] = 0 if sender["cursor"] + 1 == sender["count"] else sender["cursor"] + 1
     if show(ring):
         kick(ring)
@@ -246,10 +262,10 @@ def transmit(flood: Any, ring: Any, sender: Any) -> int:
 @kernel
 def work(flood: Any) -> int:
     """One round over all queue pairs; what was moved."""
-    pairs = np.int64(flood["pairs"])
+    pairs = int64(flood["pairs"])
     rings = at(flood["rings"], 2 * pairs, RING)
     senders = at(flood["senders"], pairs, SENDER)
-    moved = np.int64(0)
+    moved = int64(0)
     for pair in range(pairs):
         moved += receive(flood, rings[2 * pair])
         moved += transmit(flood, rings[2 * pair + 1], senders[pair])
@@ -260,13 +276,13 @@ def work(flood: Any) -> int:
 @kernel
 def sleep(flood: Any) -> None:
     """Ask every virtqueue that we wait for to call, and sleep until one does."""
-    pairs = np.int64(flood["pairs"])
+    pairs = int64(flood["pairs"])
     rings = at(flood["rings"], 2 * pairs, RING)
     waiting = False
     for index in range(2 * pairs):
         ring = rings[index]
         # A transmit virtqueue is waited for only when it holds all that it may.
-        if ring["writable"] or np.int64(ring["slots"]) - np.int64(ring["free_count"]) >= flood["window"]:
+        if ring["writable"] or int64(ring["slots"]) - int64(ring["free_count"]) >= flood["window"]:
             waiting |= ask_for_calls(ring)
     if not waiting:
         flood["sleeps"] += 1
@@ -275,7 +291,7 @@ def sleep(flood: Any) -> None:
     for index in range(2 * pairs):
         refuse_calls(rings[index])
         if c_read(rings[index]["call_fd"], flood["scratch"], 8) == 8:
-            flood["calls"] += np.int64(peek(flood["scratch"], np.int64))
+            flood["calls"] += int64(peek(flood["scratch"], np.int64))
 
 
 @kernel
@@ -283,19 +299,19 @@ def run(address: int) -> None:
     """The whole life of a flood: `address` of its row."""
     flood = at(address, 1, FLOOD)[0]
     flood["started_ns"] = now(flood)
-    idle = np.int64(0)
+    idle = int64(0)
     while not load_acquire(flood, "stop"):
         if flood["rate"] > 0 or idle > 0 or flood["rounds"] % CLOCK_ROUNDS == 0:
             flood["elapsed_ns"] = now(flood) - flood["started_ns"]
             if 0 < flood["duration_ns"] <= flood["elapsed_ns"]:
                 break
-        idle = np.int64(0) if work(flood) else idle + 1
+        idle = int64(0) if work(flood) else idle + 1
         if idle > flood["spins"]:
             if flood["rest"] == REST_YIELD:
                 c_sched_yield()
             else:
                 sleep(flood)
-                idle = np.int64(0)
+                idle = int64(0)
     flood["elapsed_ns"] = now(flood) - flood["started_ns"]
 
 

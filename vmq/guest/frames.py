@@ -2,6 +2,8 @@
 """A file of frames, for one program to hand to another: what a guest is to expect, or to send.
 
     header: magic, count │ rows: offset in the file, length │ bytes of the frames
+
+All numbers are 64 bits of this machine: the file does not leave it.
 """
 
 from __future__ import annotations

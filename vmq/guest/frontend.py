@@ -170,7 +170,9 @@ class Frontend:
 
     # --- raw messages -------------------------------------------------------------------------------------
 
-    def send(self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, need_reply: bool = False) -> None:
+    def send(
+        self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, need_reply: bool = False
+    ) -> None:
         """Send one message, whatever it says."""
         flags = FLAG_VERSION | (FLAG_NEED_REPLY if need_reply else 0)
         message = HEADER.pack(request, flags, len(payload)) + payload

@@ -103,7 +103,10 @@ class Guest:
     ) -> None:
         self.mac, self.queues, self.size, self.mtu = mac, queues, size, mtu
         self.post, self.strict, self.timeout = post, strict, timeout
-        shapes = (receive_shape or Shape(buffer_bytes), transmit_shape or Shape(max(buffer_bytes, TRANSMIT_BYTES)))
+        shapes = (
+            receive_shape or Shape(buffer_bytes),
+            transmit_shape or Shape(max(buffer_bytes, TRANSMIT_BYTES)),
+        )
         if features is None:
             features = wanted_features(
                 mergeable=mergeable, event_idx=event_idx, indirect=indirect, pairs=queues, mtu=mtu
@@ -224,7 +227,9 @@ class Guest:
         virtqueue = self.virtqueue(queue)
         packets = [header + frame for frame in frames]
         if any(len(packet) > virtqueue.shape.buffer_bytes for packet in packets):
-            raise ValueError(f"a frame is longer than {virtqueue.shape.buffer_bytes}: use a larger transmit_shape")
+            raise ValueError(
+                f"a frame is longer than {virtqueue.shape.buffer_bytes}: use a larger transmit_shape"
+            )
         deadline = time.monotonic() + self.timeout
         while packets:
             virtqueue.give_slots([slot for slot, _ in virtqueue.harvest()])
@@ -294,18 +299,24 @@ class Guest:
 
     def _piece(self, virtqueue: Virtqueue, slot: int, length: int) -> bytes:
         if length > virtqueue.shape.buffer_bytes:
-            raise ProtocolError(INCOMING, f"{length} bytes written to a buffer of {virtqueue.shape.buffer_bytes}")
+            raise ProtocolError(
+                INCOMING, f"{length} bytes written to a buffer of {virtqueue.shape.buffer_bytes}"
+            )
         return self.memory.read(virtqueue.buffer(slot), length)
 
     def _chains(self, virtqueue: Virtqueue, data: bytes) -> int:
         """Chains a frame spans, by its packet header."""
         header = net_hdr_of(data)
         if self.strict and (header["flags"] or header["gso_type"] != NET_HDR_GSO_NONE):
-            raise ProtocolError(INCOMING, f"a packet header with offloads that were not agreed on: {data.hex()}")
+            raise ProtocolError(
+                INCOMING, f"a packet header with offloads that were not agreed on: {data.hex()}"
+            )
         count = header["num_buffers"]
         if not virtqueue.row["mergeable"]:
             if self.strict and count != 1:
-                raise ProtocolError(INCOMING, f"num_buffers is {count}, not 1, without VIRTIO_NET_F_MRG_RXBUF")
+                raise ProtocolError(
+                    INCOMING, f"num_buffers is {count}, not 1, without VIRTIO_NET_F_MRG_RXBUF"
+                )
             return 1
         if count == 0:
             raise ProtocolError(INCOMING, "num_buffers is 0")
@@ -334,7 +345,8 @@ def net_hdr_of(data: bytes) -> dict[str, int]:
 
 def wait_for_calls(virtqueues: Sequence[Virtqueue], timeout: float) -> None:
     """Sleep until the device calls for one of these, at most `timeout` seconds."""
-    if any([virtqueue.want_calls() for virtqueue in virtqueues]):
+    waiting = [virtqueue.want_calls() for virtqueue in virtqueues]  # ask all of them, then look
+    if any(waiting):
         return
     poller = select.poll()
     for virtqueue in virtqueues:

@@ -37,7 +37,6 @@ from vmq.guest.driver import (
     DESC,
     ELEMENT,
     M16,
-    RING,
     USED,
     USED_PAIR,
     describe_slot,
@@ -52,6 +51,8 @@ from vmq.jit import address_of
 # (guest address, length, flags) links to the next one; a fourth number is `next`: a place in the chain, or, beyond
 # its end, the very number.
 Descriptor = tuple[int, int, int] | tuple[int, int, int, int]
+
+WRITE, NEXT, INDIRECT = VRING_DESC_F_WRITE, VRING_DESC_F_NEXT, VRING_DESC_F_INDIRECT  # flags, for raw chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,9 @@ class Virtqueue:
     def agree(self, *, mergeable: bool, event_idx: bool, indirect: bool) -> None:
         """The features that front-end and back-end have chosen; a shape with indirect tables needs theirs."""
         if self.shape.indirect and not indirect:
-            raise ProtocolError("virtio-1.2 §2.7.5.3 Indirect Descriptors", "the back-end does not offer them")
+            raise ProtocolError(
+                "virtio-1.2 §2.7.5.3 Indirect Descriptors", "the back-end does not offer them"
+            )
         self.row["mergeable"], self.row["event_idx"] = int(mergeable), int(event_idx)
 
     def place(self) -> Ring:
@@ -250,7 +253,7 @@ class Virtqueue:
         self._borrowed[places[0]] = slots
         if indirect:
             table_guest = self.write_table(chain)
-            write_rows(self.desc, places, [(table_guest, len(chain) * DESC, VRING_DESC_F_INDIRECT)])
+            write_rows(self.desc, places, [(table_guest, len(chain) * DESC, INDIRECT)])
         else:
             write_rows(self.desc, places, chain)
         return places[0]
@@ -260,6 +263,10 @@ class Virtqueue:
         guest = self.memory.allocate(len(chain) * DESC, DESC)
         write_rows(self.memory.array(guest, len(chain), vring_desc), range(len(chain)), chain)
         return guest
+
+    def field(self, index: int, name: str) -> int:
+        """Guest address of one field of a descriptor of the ring, for those who let it flip."""
+        return self.desc_guest + index * DESC + offset(vring_desc, name)
 
     def push(self, *heads: int) -> None:
         """Append entries to the available ring, whatever they name; the device sees them after `show`."""
@@ -299,13 +306,7 @@ def write_rows(table: Array, places: Sequence[int], chain: Sequence[Descriptor])
     for step, (guest, length, flags, *explicit) in enumerate(chain):
         link = explicit[0] if explicit else step + 1
         if not explicit and step + 1 < len(chain):
-            flags |= VRING_DESC_F_NEXT
+            flags |= NEXT
         row = table[places[step]]
         row["addr"], row["len"], row["flags"] = guest, length, flags
         row["next"] = places[link] if link < len(chain) else link if explicit else 0
-
-
-WRITE = VRING_DESC_F_WRITE
-NEXT = VRING_DESC_F_NEXT
-INDIRECT = VRING_DESC_F_INDIRECT
-FIELD = {name: offset(vring_desc, name) for name in vring_desc.names or ()}  # for those who flip one field

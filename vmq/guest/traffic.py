@@ -48,7 +48,9 @@ class Traffic:
     `expected`: what must arrive, in this order, round and round; nothing: frames are only counted. `transmit`: what
     is sent, round and round, on queue pair 0, or a mapping from queue pair to frames. `rate` frames a second, `limit`
     frames in all, at most `window` in flight a virtqueue, for `duration` seconds; 0 stands for no bound. `poll`:
-    never sleep, only yield the processor to others; otherwise sleep after `spins` rounds without work.
+    never sleep, only yield the processor to others; otherwise sleep after `spins` rounds without work. `hold`:
+    nothing is sent until `hold(on=False)`. Unicast frames to an address that is neither the guest's nor one of
+    `macs`, and frames with a tag other than `vlan`, are counted as stray.
     """
 
     def __init__(
@@ -64,37 +66,43 @@ class Traffic:
         poll: bool = False,
         spins: int = 32,
         vlan: int = 0,
+        macs: Sequence[str] = (),
+        hold: bool = False,
     ) -> None:
         self.guest = guest
-        self._epoll = select.epoll()
-        for virtqueue in guest.virtqueues[: 2 * guest.pairs]:
-            self._epoll.register(virtqueue.call_fd, select.EPOLLIN)
         self._expected, self._bytes = table_of(expected)
         self._transmit, self._senders = self._place(
             transmit if isinstance(transmit, Mapping) else {0: transmit}
         )
+        self._macs = np.array([mac_number(mac) for mac in (guest.mac, *macs)], np.int64)
         self._scratch = {
             "bounce": private(BOUNCE, np.uint8),
             "clock": private(1, timespec),
             "events": private(BATCH, epoll_event),
             "scratch": private(1, np.int64),
         }
+        self._epoll = select.epoll()
+        for virtqueue in guest.virtqueues[: 2 * guest.pairs]:
+            self._epoll.register(virtqueue.call_fd, select.EPOLLIN)
+        slots = guest.virtqueue().slots
         self._row = private(1, FLOOD)
         fields = {
             "rings": address_of(guest.rows),
             "pairs": guest.pairs,
             "expected": address_of(self._expected),
             "expected_count": len(expected),
-            "mac": mac_number(guest.mac),
+            "macs": address_of(self._macs),
+            "mac_count": len(self._macs),
             "vid": vlan,
             "transmit": address_of(self._transmit),
             "senders": address_of(self._senders),
-            "window": window or guest.size,
+            "window": min(window or slots, slots),
             "rate": rate,
             "limit": limit,
             "duration_ns": int(duration * flood.NS),
             "rest": REST_YIELD if poll else REST_CALL,
             "spins": spins,
+            "hold": int(hold),
             "epoll_fd": self._epoll.fileno(),
             **{name: address_of(array) for name, array in self._scratch.items()},
         }
@@ -120,6 +128,10 @@ class Traffic:
         compile_kernels()
         self._thread.start()
         return self
+
+    def hold(self, *, on: bool = True) -> None:
+        """Pause sending, or go on."""
+        self._row["hold"] = int(on)
 
     @property
     def running(self) -> bool:
@@ -161,4 +173,3 @@ def table_of(frames: Sequence[bytes]) -> tuple[Array, Array]:
     rows["length"][: len(frames)] = lengths
     rows["address"][: len(frames)] = address_of(data) + np.cumsum(lengths) - lengths
     return rows, data
-

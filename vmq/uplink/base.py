@@ -66,14 +66,17 @@ class Uplink(ABC):
         """What to watch for input, lane by lane."""
         return [None if row["fd"] == state.NONE else int(row["fd"]) for row in self.lanes]
 
-    def follow(self, macs: Collection[int]) -> None:
+    def follow(self, macs: Collection[int]) -> None:  # noqa: B027 - most kinds need not ask
         """These addresses have a receive filter now."""
 
     @abstractmethod
     def status(self) -> dict[str, Any]:
         """What it is at this moment, as the kernel tells."""
 
-    def tick(self) -> None:
+    def send(self, frame: bytes) -> None:  # noqa: B027 - a wire may have no end
+        """Send one frame of our own, an announcement. A wire that takes none now loses it."""
+
+    def tick(self) -> None:  # noqa: B027 - most kinds leave nothing
         """Work off what the workers left for control."""
 
     def close(self) -> None:

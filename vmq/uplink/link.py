@@ -43,7 +43,9 @@ def index_of(device: str) -> int:
 
 def describe(index: int) -> Link | None:
     """What the kernel says about a device; None when it is gone."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as asked:
         asked.settimeout(1)
         body = np.zeros(1, nd.ifinfomsg)
         body["index"] = index

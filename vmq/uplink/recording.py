@@ -10,6 +10,7 @@ replay reaches past the caches as real traffic does, and addresses follow one an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,16 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vmq.abi.ethernet import ETH_ALEN, ETH_HLEN, ETH_P_8021Q, ETH_TYPE_OFFSET, VLAN_HLEN
+from vmq.abi.ethernet import ETH_ALEN, ETH_HLEN, ETH_P_8021Q, ETH_TYPE_OFFSET, VLAN_HLEN, mac_number
 from vmq.abi.inet import ETH_P_IP, IPPROTO_UDP, ipv4, udp
 from vmq.abi.layout import offset
-from vmq.dataplane.state import FRAME_MAX, recorded
+from vmq.dataplane.state import FRAME_MAX, M16, recorded
 from vmq.jit import address_of
 
 LINE = 64
 SEED = 20260  # the same frames in every run
-NOBODY = 0x0000_0000_0002  # 02:00:00:00:00:00, when nobody is named as destination
-SOURCE = 0x0000_0000_0602  # 02:06:…, then the number of the flow
+NOBODY = mac_number("02:00:00:00:00:00")  # the destination when nobody is named
+SOURCE = mac_number("02:06:00:00:00:00")  # the flow's number in the last four bytes
 WORKING_SET = 8 << 20  # bytes; more than the second-level cache of a processor
 ROWS_MAX = 1 << 20
 BYTES_MAX = 1 << 30
@@ -91,18 +92,22 @@ def record(frames: Iterable[tuple[bytes, int]]) -> Recording:
 
 
 def rows_for(size: int, flows: int, count: int | None) -> tuple[int, int] | None:
-    """Rows of a generated recording, and how often it is replayed (0: for ever); None if `count` is no whole number.
+    """Rows of a generated recording, and how often it is replayed (0: for ever); None if there is no such number.
 
-    Each flow has a row, and as many more as a working set takes; a limited number of frames is not exceeded.
+    Each flow has a row, and as many more as a working set takes. A limited number of frames is exactly kept.
     """
-    if count is not None and count <= ROWS_MAX:
-        return count, 1
-    wanted = max(flows, WORKING_SET // _aligned(size))
-    rows = min(-(-wanted // flows) * flows, ROWS_MAX // flows * flows)
+    most = min(ROWS_MAX, BYTES_MAX // _aligned(size))
+    if flows > most:
+        return None
+    wanted = min(-(-max(flows, WORKING_SET // _aligned(size)) // flows) * flows, most // flows * flows)
     if count is None:
-        return rows, 0
-    rows = next((rows for rows in range(ROWS_MAX, flows - 1, -1) if count % rows == 0), 0)
-    return (rows, count // rows) if rows else None
+        return wanted, 0
+    if count <= wanted:
+        return count, 1
+    for rows in itertools.chain(range(wanted, most + 1), range(wanted - 1, flows - 1, -1)):
+        if count % rows == 0:
+            return rows, count // rows
+    return None
 
 
 def generate(size: int, flows: int, count: int, targets: Sequence[tuple[int, int]]) -> Recording:
@@ -149,9 +154,9 @@ def _datagrams(table: npt.NDArray[np.uint8], size: int, flow: npt.NDArray[Any]) 
     _put(table, ip + offset(ipv4, "destination"), number(198 << 24 | 19 << 16 | 1), 4)
     header = table[:, ip:datagram].astype(np.int64)
     total = (header[:, ::2] << 8 | header[:, 1::2]).sum(axis=1)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    _put(table, ip + offset(ipv4, "checksum"), total ^ 0xFFFF, 2)
+    total = (total & M16) + (total >> 16)
+    total = (total & M16) + (total >> 16)
+    _put(table, ip + offset(ipv4, "checksum"), total ^ M16, 2)
     _put(table, datagram + offset(udp, "source"), 1024 + flow % LINE, 2)
     _put(table, datagram + offset(udp, "destination"), number(9), 2)  # discard
     _put(table, datagram + offset(udp, "length"), number(size - datagram), 2)

@@ -92,7 +92,9 @@ class TapUplink(Uplink):
         before = link.index_of(device)
         if not before and not self.config.create:
             raise HostError(
-                where, f"there is no device {device}", f"Set create = true, or: ip tuntap add {device} mode tap"
+                where,
+                f"there is no device {device}",
+                f"Set create = true, or: ip tuntap add {device} mode tap",
             )
         known = link.describe(before) if before else None
         if known is not None and known.kind != ARPHRD_ETHER:
@@ -116,7 +118,9 @@ class TapUplink(Uplink):
     def _configure(self) -> None:
         device, config = self.config.device, self.config
         if config.mtu is not None:
-            with refusing(self.place("mtu"), f"{device} does not take {config.mtu}", {}, "Choose a smaller MTU"):
+            with refusing(
+                self.place("mtu"), f"{device} does not take {config.mtu}", {}, "Choose a smaller MTU"
+            ):
                 link.set_mtu(device, config.mtu)
         known = link.describe(self.index)
         if known is None:
@@ -127,14 +131,18 @@ class TapUplink(Uplink):
         with refusing(self.place("device"), f"cannot bring {device} up", _ATTACH, "Run with CAP_NET_ADMIN"):
             link.set_up(device)
         if self._made and config.persist:
-            with refusing(self.place("persist"), f"cannot make {device} persist", _ATTACH, _ATTACH[errno.EPERM]):
+            with refusing(
+                self.place("persist"), f"cannot make {device} persist", _ATTACH, _ATTACH[errno.EPERM]
+            ):
                 fcntl.ioctl(int(self.lanes[0]["fd"]), TUNSETPERSIST, 1)
 
     def _join(self, bridge: str, known: link.Link) -> None:
         master = link.index_of(bridge)
         if not master:
             raise HostError(
-                self.place("bridge"), f"there is no bridge {bridge}", f"Make it: ip link add {bridge} type bridge"
+                self.place("bridge"),
+                f"there is no bridge {bridge}",
+                f"Make it: ip link add {bridge} type bridge",
             )
         if known.master == master:
             return
@@ -176,6 +184,12 @@ class TapUplink(Uplink):
             setting("header", net_hdr.itemsize, int.from_bytes(size, "little")),
         ]
         return told
+
+    def send(self, frame: bytes) -> None:
+        descriptor = int(self.lanes[0]["fd"])
+        if descriptor != state.NONE:
+            with contextlib.suppress(OSError):
+                os.write(descriptor, bytes(net_hdr.itemsize) + frame)
 
     def close(self) -> None:
         if self._joined and self.config.bridge is not None:

@@ -4,16 +4,18 @@
 The `Owner` is the engine: it makes the data plane follow a session and says where stopped rings were. Everything
 else happens here: mappings, descriptors, replies. Nothing waits for the front-end: a socket that takes no reply is
 closed. Whatever goes wrong inside a message, its descriptors are closed and the session is as it was; what goes
-wrong in the framing ends the connection.
+wrong in the framing ends the connection. So does a fault of our own: its traceback is logged once, and the event
+loop never sees it.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
+import logging
 import os
+import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from vmq import linux
@@ -38,6 +40,7 @@ from vmq.vhost.session import Offer, Session, stopped_at
 
 BATCH = 64  # messages handled before others get their turn
 COMMUNICATION = 'vhost-user "Communication"'
+LOG = logging.getLogger("vmq")
 
 
 class Owner(Protocol):
@@ -51,6 +54,9 @@ class Owner(Protocol):
 
     def unmapping(self, mapping: Mapping) -> None:
         """The same, no longer."""
+
+    def call(self, descriptor: int) -> None:
+        """Call the driver; it must not wait, whatever the other end does to its eventfd."""
 
     def announce(self, mac: int) -> None:
         """Tell the network that this address is here."""
@@ -73,8 +79,14 @@ class Connection:
         """The socket, for the event loop."""
         return self._socket.fileno()
 
+    def gone(self) -> bool:
+        """Whether the front-end has hung up; what it said before may still be unread."""
+        poller = select.poll()
+        poller.register(self._socket, 0)
+        return bool(poller.poll(0))
+
     def readable(self) -> None:
-        """Handle what the socket holds, a bounded number of messages at a time."""
+        """Handle what the socket holds, a bounded number of messages at a time. Never raises."""
         try:
             for _ in range(BATCH):
                 if not self._read():
@@ -82,8 +94,11 @@ class Connection:
         except ProtocolError as error:
             self._owner.refused(error)
             self.close()
-        except OSError:
+        except ConnectionError:
             self.close()  # the front-end is gone
+        except Exception:
+            LOG.exception("a connection is closed by a fault of vmq")
+            self.close()
 
     def _read(self) -> bool:
         """One receive; False when there is nothing more now, or the connection has ended."""
@@ -105,9 +120,9 @@ class Connection:
         try:
             messages = self._decoder.feed(data, list(fds))
             if flags & socket.MSG_CTRUNC:
-                for fd in [fd for message in messages for fd in message.fds]:
-                    os.close(fd)
-                raise ProtocolError(COMMUNICATION, "more descriptors than a message may carry", fatal=True)
+                self._close_all([fd for message in messages for fd in message.fds])
+                wrong = "descriptors were lost: more than a message may carry, or than this process may open"
+                raise ProtocolError(COMMUNICATION, wrong, fatal=True)
         finally:
             if flags & socket.MSG_CTRUNC:
                 self._close_all(self._decoder.release())
@@ -117,18 +132,25 @@ class Connection:
 
     def handle(self, message: Message) -> None:
         """One message, whole or not at all."""
-        outcome = protocol.handle(self.session, message)
-        if outcome.error is None:
-            mapped: list[Mapping] = []
-            try:
+        mapped: list[Mapping] = []
+        try:
+            outcome = protocol.handle(self.session, message)
+            if outcome.error is None:
                 self._prepare(outcome.actions, mapped)
-            except ProtocolError as error:
-                for mapping in mapped:
-                    self._unmap(mapping)
-                outcome = protocol.refusal(self.session, message, error)
+        except ProtocolError as error:
+            self._take_back(mapped)
+            outcome = protocol.refusal(self.session, message, error)
+        except BaseException:
+            self._take_back(mapped)
+            self._close_all(message.fds)
+            raise
         if outcome.error is not None:
             self._owner.refused(outcome.error)
         self._execute(outcome)
+
+    def _take_back(self, mapped: list[Mapping]) -> None:
+        for mapping in mapped:
+            self._unmap(mapping)
 
     def _prepare(self, actions: tuple[Action, ...], mapped: list[Mapping]) -> None:
         """The actions that may fail; they come first, and have disturbed nobody."""
@@ -160,8 +182,7 @@ class Connection:
             elif isinstance(action, CloseFd):
                 os.close(action.fd)
             elif isinstance(action, SignalCall):
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_write(self.session.rings[action.index].call, 1)
+                self._owner.call(self.session.rings[action.index].call)
             elif isinstance(action, Announce):
                 self._owner.announce(action.mac)
             elif isinstance(action, Reply):
@@ -171,22 +192,29 @@ class Connection:
 
     def _send(self, data: bytes) -> None:
         """Send a reply whole; a peer that leaves no room for it does not read its replies."""
-        if self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) != len(data):
-            raise ProtocolError(
-                'vhost-user "Communication"', "the front-end does not read its replies", fatal=True
-            )
+        try:
+            sent = self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(data):
+            raise ProtocolError(COMMUNICATION, "the front-end does not read its replies", fatal=True)
 
     @staticmethod
-    def _close_all(fds: list[int]) -> None:
+    def _close_all(fds: Iterable[int]) -> None:
         for fd in fds:
             os.close(fd)
 
     def close(self) -> None:
-        """Let go of everything, from whatever state; twice is once."""
+        """Let go of everything, from whatever state; twice is once. Never raises."""
         if self._socket.fileno() < 0:
             return
-        closed, self._closed = self._closed, lambda: None
-        closed()
+        try:
+            self._closed()
+        except Exception:
+            LOG.exception("a connection has ended, and its owner failed")
         self._socket.close()
         self._close_all(self._decoder.release())
-        self._execute(protocol.disconnect(self.session))
+        try:
+            self._execute(protocol.disconnect(self.session))
+        except Exception:
+            LOG.exception("a connection could not give everything back")

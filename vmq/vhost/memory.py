@@ -44,7 +44,9 @@ def map_region(region: Region) -> Mapping:
     try:
         address = linux.map_shared(region.fd, length)
     except OSError as error:
-        raise ProtocolError(MEMORY, f"{where}: it cannot be mapped: {error.strerror}", MEMORY_REMEDY) from error
+        raise ProtocolError(
+            MEMORY, f"{where}: it cannot be mapped: {error.strerror}", MEMORY_REMEDY
+        ) from error
     return Mapping(region, address, length, address + region.offset)
 
 

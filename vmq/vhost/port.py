@@ -5,7 +5,8 @@
     mode = "connect"   QEMU listens (libvirt: mode='server'); we retry until it is there
 
 A stale socket file of a process that is gone is replaced; one that somebody listens on is an error. While one
-front-end is connected, a second is turned away in words.
+front-end is connected, a second is turned away in words; one that has hung up makes room for the next at once. A
+front-end that did harm (`hold`) has to wait.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vmq.errors import ProtocolError
 from vmq.linux import listen
 from vmq.vhost.connection import Connection, Owner
 from vmq.vhost.session import Offer
 
-RETRY_SECONDS = 0.1
+RETRY_SECONDS = 0.1  # until we connect again
+BREATH_SECONDS = 1.0  # until we accept again, when the process has no descriptor left
+COMMUNICATION = 'vhost-user "Communication"'
 
 
 class Port:
@@ -34,6 +39,7 @@ class Port:
         self._listener: socket.socket | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._open = False
+        self._held_until = 0.0
         self.changed: Callable[[], None] = lambda: None
 
     @property
@@ -48,19 +54,48 @@ class Port:
         self._open = True
         if self.mode == "listen":
             self._listener = listen(self.where, self.path, self._group)
-            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+            self._listen(self._listener)
         else:
             self._connect()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            sock, _ = self._listener.accept()
-            if self.connection is not None:
-                self.turned_away += 1
-                sock.close()
-                return
+    def hold(self, seconds: float) -> None:
+        """End the connection, and have none for a while."""
+        self._held_until = time.monotonic() + seconds
+        if self.connection is not None:
+            self.connection.close()
+
+    def _listen(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # no descriptor is left: asking again at once would be a busy loop
+            self.owner.refused(
+                ProtocolError(COMMUNICATION, f"a front-end cannot be accepted: {error.strerror}")
+            )
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            self._retry = asyncio.get_running_loop().call_later(BREATH_SECONDS, self._listen, listener)
+            return
+        if self.connection is not None and self.connection.gone():
+            self.connection.close()
+        if self.connection is not None:
+            self._turn_away(
+                sock,
+                "a second front-end was turned away: one is connected",
+                "give each VM a socket of its own",
+            )
+        elif time.monotonic() < self._held_until:
+            self._turn_away(sock, "a front-end was turned away: the last one did harm", "wait some seconds")
+        else:
             self._adopt(sock)
+
+    def _turn_away(self, sock: socket.socket, wrong: str, remedy: str) -> None:
+        sock.close()
+        self.turned_away += 1
+        self.owner.refused(ProtocolError(COMMUNICATION, wrong, remedy))
 
     def _connect(self) -> None:
         self._retry = None
@@ -75,7 +110,8 @@ class Port:
 
     def _again(self) -> None:
         if self._open and self.mode == "connect":
-            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._connect)
+            pause = max(RETRY_SECONDS, self._held_until - time.monotonic())
+            self._retry = asyncio.get_running_loop().call_later(pause, self._connect)
 
     def _adopt(self, sock: socket.socket) -> None:
         connection = Connection(sock, self.offer, self.owner, self._gone)
@@ -92,7 +128,7 @@ class Port:
         self.changed()
 
     def close(self) -> None:
-        """End the connection, remove the socket file."""
+        """End the connection, remove the socket file. It does not fail."""
         self._open = False
         if self._retry is not None:
             self._retry.cancel()
@@ -100,6 +136,7 @@ class Port:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
-            Path(self.path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(self.path).unlink()
         if self.connection is not None:
             self.connection.close()

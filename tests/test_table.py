@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmq.cli.table import cell, table, wants_colour
+from vmq.table import cell, table, wants_colour
 
 ROWS: list[dict[str, Any]] = [
     {
