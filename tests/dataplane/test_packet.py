@@ -359,7 +359,7 @@ def test_more_than_a_burst_leaves_in_order(lane: PacketLane) -> None:
     frames = [plain(number) for number in range(state.FRAMES)]
     for frame in frames:
         worker.put(frame, cuts=tuple(range(20, 50)))
-    got = []
+    got: list[bytes] = []
     reader_done = threading.Event()
 
     def read() -> None:

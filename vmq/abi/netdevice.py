@@ -33,7 +33,7 @@ sock_filter = layout(8, ("code", u16), ("jt", u8), ("jf", u8), ("k", u32))
 sock_fprog = layout(16, ("len", u16), ("filter", u64))
 BPF_RET_K = 6  # classic BPF: accept `k` bytes
 
-# linux-rtnetlink.h, linux-netlink.h, linux-if_link.h
+# linux-rtnetlink.h
 nlmsghdr = layout(16, ("len", u32), ("type", u16), ("flags", u16), ("seq", u32), ("pid", u32))
 nlattr = layout(4, ("len", u16), ("type", u16))
 ifinfomsg = layout(

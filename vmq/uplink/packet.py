@@ -222,11 +222,16 @@ class PacketUplink(Uplink):
         buffer = (
             self._sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
         )  # it counts its own share too
+        why = self._promiscuous or (
+            "the device filters no addresses, or somebody else asked for all frames"
+            if known.promiscuity
+            else ""
+        )
         changed = f"the device changed after vmq started; frames above {self.mtu} are dropped"
         told["settings"] = [
             setting("device", config.device, known.name),
             setting("mtu", config.mtu, known.mtu, changed if known.mtu != self.mtu else ""),
-            setting("promiscuous", config.promiscuous, known.promiscuity > 0, self._promiscuous),
+            setting("promiscuous", config.promiscuous, known.promiscuity > 0, why),
             setting(
                 "receive_bytes", RECEIVE_BYTES, buffer, "net.core.rmem_max" if buffer < RECEIVE_BYTES else ""
             ),

@@ -150,7 +150,9 @@ def _datagrams(table: npt.NDArray[np.uint8], size: int, flow: npt.NDArray[Any]) 
     _put(table, ip + offset(ipv4, "total_length"), number(size - ETH_HLEN), 2)
     table[:, ip + offset(ipv4, "ttl")] = 64
     table[:, ip + offset(ipv4, "protocol")] = IPPROTO_UDP
-    _put(table, ip + offset(ipv4, "source"), (198 << 24 | 18 << 16) + flow // LINE, 4)  # rfc-2544 §C.2.2
+    _put(
+        table, ip + offset(ipv4, "source"), (198 << 24 | 18 << 16) + flow // LINE, 4
+    )  # rfc-2544 §C.2.2 Protocol Addresses
     _put(table, ip + offset(ipv4, "destination"), number(198 << 24 | 19 << 16 | 1), 4)
     header = table[:, ip:datagram].astype(np.int64)
     total = (header[:, ::2] << 8 | header[:, 1::2]).sum(axis=1)
