@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Generator, Iterator
@@ -47,6 +48,7 @@ def cannot_run() -> dict[str, bool]:
         "root: needs root": os.geteuid() != 0,
         "compiled: has no meaning in interpreted code": INTERPRETED,
         "interpreted: has no meaning in compiled code": not INTERPRETED,
+        "needs a C compiler": shutil.which("cc") is None,
         "needs KVM": not os.access("/dev/kvm", os.R_OK | os.W_OK),
         "needs TUN": not Path("/dev/net/tun").exists(),
         "needs AF_XDP": not _has_af_xdp(),

@@ -3,7 +3,7 @@
 
 The thread's scratch memory, its epoll set and its doorbell are made here, before it starts. Descriptors are added
 to and taken from the epoll set by control at any time; they are watched edge-triggered, so that nobody has to read
-a kick and a peer that fills its eventfd stops only its own kicks. TAP and packet lanes are level-triggered.
+a kick, a peer that fills its eventfd stops only its own kicks, and a device that is gone does not wake us for ever.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ class Worker:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def watch(self, descriptor: int, edge: bool) -> None:
+    def watch(self, descriptor: int) -> None:
         """Wake the worker when `descriptor` becomes readable."""
-        self.epoll.register(descriptor, select.EPOLLIN | (select.EPOLLET if edge else 0))
+        self.epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
 
     def forget(self, descriptor: int) -> None:
         """Undo `watch`; before the descriptor is closed, since a peer may hold the same open file. It does not fail."""

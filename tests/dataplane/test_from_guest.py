@@ -272,7 +272,7 @@ def test_a_fault_in_the_middle_of_a_burst_lets_what_was_before_it_through():
 def test_a_chain_in_too_many_pieces_for_what_is_left_of_a_round_waits_for_the_next():
     """It is legal, so how full a round is must not decide about it."""
     with Rig() as rig:
-        sender = rig.vm(A, size=16384, regions=[(0x10000, 1 << 19)], frame_max=9000)
+        sender = rig.vm(A, size=16384, regions=[(0x10000, 1 << 21)], frame_max=9000)
         receiver = rig.vm(B, frame_max=9000)
         receiver.post(3, 9000)
         frames = [frame(B, A, 5900, fill=number) for number in range(2)]

@@ -20,6 +20,7 @@ from vmq.abi.linux import (
     SOL_PACKET,
     TP_STATUS_VLAN_VALID,
     cmsghdr,
+    iovec,
     mmsghdr,
     tpacket_auxdata,
 )
@@ -191,6 +192,30 @@ def test_a_service_tag_in_front_of_an_unfinished_checksum(lane: PacketLane) -> N
 
 def test_control_data_without_a_valid_tag_means_none(lane: PacketLane) -> None:
     assert open_forged(lane, plain(1), 0x8100, 5, 0).received() == [plain(1)]
+
+
+def test_control_data_of_another_kind_is_no_tag(lane: PacketLane) -> None:
+    worker = Round(frame_limit=1)
+    lane.deliver(plain(0))
+    lane.deliver(plain(1))
+    worker.receive(lane.row)
+    forge_tag(lane, 1, 0x8100, 5)
+    at(int(at(int(lane.row["messages"]), 2, mmsghdr)[1]["hdr"]["control"]), 1, cmsghdr)["level"] = 1
+    worker.receive(lane.row)
+
+    assert worker.received() == [plain(1)]
+
+
+def test_a_message_that_the_kernel_cannot_describe_is_a_named_drop(lane: PacketLane) -> None:
+    """EINVAL: the frame is gone. It is counted, and what follows is received."""
+    worker = Round()
+    vector = at(int(at(int(lane.row["messages"]), 1, mmsghdr)[0]["hdr"]["iov"]), 1, iovec)
+    kept, vector["len"] = int(vector["len"][0]), 1 << 63
+    assert worker.receive(lane.row) == 1
+    assert worker.drops(lane.row) == {"from_wire_offload": 1}
+    vector["len"] = kept
+    lane.deliver(plain(1))
+    assert worker.drain(lane.row) == [plain(1)]
 
 
 def test_a_runt_with_a_tag_beside_it_is_a_runt(lane: PacketLane) -> None:

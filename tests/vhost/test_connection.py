@@ -18,7 +18,7 @@ from tests.vhost.executor import BASE, R
 from vmq.abi.vhost_user import Request
 from vmq.errors import ProtocolError
 from vmq.vhost.connection import Connection
-from vmq.vhost.memory import Mapping
+from vmq.vhost.memory import Mapping, unmap
 from vmq.vhost.message import Region
 from vmq.vhost.session import FEATURES, PROTOCOL_FEATURES, Offer, RingState, Session
 
@@ -240,7 +240,8 @@ def test_h19_a_thousand_messages_of_a_kind_leave_no_descriptor(peer: Peer, reque
     peer.running()
     memory, event = peer.memfd(), peer.eventfd()
     payload = {Request.SET_MEM_TABLE: struct.pack("=IIQQQQ", 1, 0, 0, SIZE, BASE, 0)}.get(
-        request_id, struct.pack("=Q", 2) if request_id in (12, 13, 14) else bytes(40 if request_id > 30 else 8)
+        request_id,
+        struct.pack("=Q", 2) if request_id in (12, 13, 14) else bytes(40 if request_id > 30 else 8),
     )
     before = len(open_files())
 
@@ -494,6 +495,7 @@ def test_a_teardown_that_fails_is_logged_and_ends(caplog: pytest.LogCaptureFixtu
     assert "could not give everything back" in caplog.text
     peer.owner.broken = None
     for mapping in peer.connection.mappings.values():
+        unmap(mapping)
         os.close(mapping.region.fd)
 
 

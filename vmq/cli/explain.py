@@ -15,8 +15,8 @@ from typing import Any
 
 from vmq.cli.client import ask
 from vmq.cli.grammar import Verbs, add_api, add_json, add_verb
-from vmq.table import plain
 from vmq.errors import ApiError, ConfigError
+from vmq.table import plain
 
 
 def add(verbs: Verbs) -> None:

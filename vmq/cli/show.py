@@ -19,8 +19,8 @@ from typing import Any
 
 from vmq.cli.client import ask
 from vmq.cli.grammar import QEMU_IS, Verbs, add_api, add_json, add_verb, seconds, shortened
-from vmq.table import Row, table, wants_colour
 from vmq.errors import ApiError
+from vmq.table import Row, table, wants_colour
 
 COLUMNS = {
     "vms": "name state mac vlan uplink processors queues_running mtu frames_to_guest frames_from_guest "

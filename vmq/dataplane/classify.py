@@ -20,6 +20,8 @@ from vmq.dataplane.state import (
     DEFAULT_QUEUE,
     DELIVERIES,
     FRAMES,
+    HASH_FACTOR,
+    HASH_MASK,
     LINK_LOCAL,
     MAX_QUEUES,
     NO_FILTER,
@@ -36,8 +38,6 @@ from vmq.dataplane.state import (
 )
 from vmq.jit import at, int64, kernel, peek
 
-GOLDEN = 0x9E3779B1  # Knuth's multiplicative hash; operands stay below 2^31 and 2^32, so nothing wraps
-M31 = 0x7FFFFFFF
 
 
 @kernel
@@ -49,8 +49,8 @@ def mac_at(address: int) -> int:
 @kernel
 def slot_of(key: int, uplink: int, mask: int) -> int:
     """Where the search for a key begins."""
-    folded = (key ^ (key >> 29) ^ uplink) & M31
-    return ((folded * GOLDEN) >> 24) & mask
+    folded = (key ^ (key >> 29) ^ uplink) & HASH_MASK
+    return ((folded * HASH_FACTOR) >> 24) & mask
 
 
 @kernel

@@ -183,6 +183,8 @@ region = layout(32, ("guest", u64), ("size", u64), ("host", u64), ("vport", i64)
 bucket = layout(16, ("key", i64), ("uplink", i32), ("vport", i32))  # key: MAC | VID << 48; vport or group
 KEY_EMPTY = -1
 VID_SHIFT = 48
+# Knuth's multiplicative hash: operands stay below 2^31 and 2^32, so that nothing wraps in either mode.
+HASH_MASK, HASH_FACTOR = 0x7FFFFFFF, 0x9E3779B1
 
 group = layout(16, ("first", i64), ("count", i64))
 learn = layout(16, ("mask", i64), ("value", i64))

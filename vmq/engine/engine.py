@@ -201,7 +201,7 @@ class Engine:
         self.publish()
         for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
             if fd is not None:
-                worker.watch(fd, edge=False)
+                worker.watch(fd)
 
     def _close_uplink(self, name: str) -> None:
         uplink = self.uplinks[name].uplink

@@ -223,7 +223,7 @@ class Vm:
                 del self._kicks[index]
         for index, fd in wanted.items():
             if index not in self._kicks:
-                worker.watch(fd, edge=True)
+                worker.watch(fd)
                 self._kicks[index] = fd
         if wanted:
             os.eventfd_write(worker.doorbell, 1)  # a kick may have come before we watched
