@@ -76,7 +76,7 @@ def test_a_descriptor_wakes_it_until_it_is_forgotten(processors: Processors):
     one.start()
     kick = os.eventfd(0, os.EFD_NONBLOCK)
     until(lambda: one.row["sleeping"])
-    one.watch(kick, edge=True)
+    one.watch(kick)
     before = int(one.row["wakeups"])
     os.eventfd_write(kick, 1)
     until(lambda: one.row["wakeups"] > before)
@@ -179,7 +179,7 @@ def test_no_python_runs_in_a_worker_between_start_and_stop(processors: Processor
     before = len(lines)
     assert before > 0
     kick = os.eventfd(0, os.EFD_NONBLOCK)
-    one.watch(kick, edge=True)
+    one.watch(kick)
     for _ in range(50):
         os.eventfd_write(kick, 1)
         processors.publisher.settle(processors.publisher.publish([], []))

@@ -93,11 +93,12 @@ class Daemon:
         methods = {
             "show": lambda params: show(self.engine, str(params.get("what", "vms"))),
             "explain": lambda params: explain(self.engine, params),
-            "ping": lambda _params: {"pid": os.getpid()},
+            "ping": lambda _params: {"pid": os.getpid(), "compiled_after_start": self.compiled},
         }
         self.server = Server(self.config.engine.api, self.engine.group, methods)
         self.ended = asyncio.Event()
         self.problem: BaseException | None = None
+        self.compiled: list[str] = []  # kernels compiled while frames flowed: a stall, and our fault
 
     async def serve(self) -> None:
         """Open, serve until told to stop, close."""
@@ -112,12 +113,18 @@ class Daemon:
             self.engine.reconfigure(self.config)
             vms = _count(len(self.config.vms), "VM port")
             LOG.warning("ready: %s, api %s", vms, self.config.engine.api)
-            await self.ended.wait()
+            with watch_compilation(self._compiling):
+                await self.ended.wait()
         finally:
             await self.server.close()
             self.engine.close()
         if self.problem is not None:
             raise self.problem
+
+    def _compiling(self, name: str) -> None:
+        """A running engine never compiles; if it does, say so."""
+        self.compiled.append(name)
+        LOG.error("a kernel was compiled while running, which stalls: %s", name)
 
     def _failed(self, problem: BaseException) -> None:
         self.problem = problem

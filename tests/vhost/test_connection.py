@@ -40,6 +40,7 @@ class Owner:
     def follow(self, session: Session, mappings: dict[Region, Mapping]) -> dict[int, int]:
         if self.broken:
             raise self.broken
+        assert set(mappings) >= set(session.regions)
         gone = set(self.shown[-1] if self.shown else ()) - set(session.started)
         self.shown.append(session.started)
         return {index: self.stopped_at.get(index, 0) for index in gone}

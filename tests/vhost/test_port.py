@@ -44,7 +44,7 @@ def made(path: Path, mode: str = "listen") -> Port:
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.001)
 
 
@@ -65,7 +65,7 @@ async def answers(front: socket.socket) -> bool:
 
 
 @in_loop
-async def test_it_listens_with_the_rights_of_its_group_only(tmp_path, _):
+async def test_it_listens_with_the_rights_of_its_group_only(tmp_path, monkeypatch):
     """design §4: 0660."""
     port = made(tmp_path)
     port.open()
@@ -76,7 +76,7 @@ async def test_it_listens_with_the_rights_of_its_group_only(tmp_path, _):
 
 
 @in_loop
-async def test_a_front_end_comes_goes_and_comes_again(tmp_path, _):
+async def test_a_front_end_comes_goes_and_comes_again(tmp_path, monkeypatch):
     port = made(tmp_path)
     changes: list[str] = []
     port.changed = lambda: changes.append(port.state)
@@ -90,7 +90,7 @@ async def test_a_front_end_comes_goes_and_comes_again(tmp_path, _):
 
 
 @in_loop
-async def test_a_second_front_end_is_turned_away_in_words(tmp_path, _):
+async def test_a_second_front_end_is_turned_away_in_words(tmp_path, monkeypatch):
     """And the first notices nothing."""
     port = made(tmp_path)
     port.open()
@@ -107,7 +107,7 @@ async def test_a_second_front_end_is_turned_away_in_words(tmp_path, _):
 
 
 @in_loop
-async def test_who_connects_again_at_once_is_let_in(tmp_path, _):
+async def test_who_connects_again_at_once_is_let_in(tmp_path, monkeypatch):
     """A restarted front-end may be accepted before the end of its predecessor is read."""
     port = made(tmp_path)
     port.open()
@@ -123,7 +123,7 @@ async def test_who_connects_again_at_once_is_let_in(tmp_path, _):
 
 
 @in_loop
-async def test_connect_mode_retries_until_a_front_end_listens_and_again_when_it_goes(tmp_path, _):
+async def test_connect_mode_retries_until_a_front_end_listens_and_again_when_it_goes(tmp_path, monkeypatch):
     """mode = "connect": QEMU listens, and may come later, go and come back."""
     port = made(tmp_path, "connect")
     port.open()
@@ -144,7 +144,7 @@ async def test_connect_mode_retries_until_a_front_end_listens_and_again_when_it_
 
 
 @in_loop
-async def test_connect_mode_removes_no_socket_of_the_peer(tmp_path, _):
+async def test_connect_mode_removes_no_socket_of_the_peer(tmp_path, monkeypatch):
     """It is the listener's."""
     port = made(tmp_path, "connect")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -156,7 +156,7 @@ async def test_connect_mode_removes_no_socket_of_the_peer(tmp_path, _):
 
 
 @in_loop
-async def test_a_socket_that_somebody_listens_on_is_an_error(tmp_path, _):
+async def test_a_socket_that_somebody_listens_on_is_an_error(tmp_path, monkeypatch):
     """One line with file, key and remedy; the other's socket stays."""
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(tmp_path / "web.sock"))
@@ -168,7 +168,7 @@ async def test_a_socket_that_somebody_listens_on_is_an_error(tmp_path, _):
 
 
 @in_loop
-async def test_a_stale_socket_is_replaced(tmp_path, _):
+async def test_a_stale_socket_is_replaced(tmp_path, monkeypatch):
     """An engine that was killed leaves its sockets."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "web.sock"))
@@ -230,7 +230,7 @@ async def test_a_process_without_descriptors_does_not_spin(tmp_path, monkeypatch
 
 
 @in_loop
-async def test_closing_ends_the_connection_and_twice_is_once(tmp_path, _):
+async def test_closing_ends_the_connection_and_twice_is_once(tmp_path, monkeypatch):
     port = made(tmp_path)
     port.open()
     with dial(tmp_path) as front:
@@ -241,7 +241,7 @@ async def test_closing_ends_the_connection_and_twice_is_once(tmp_path, _):
 
 
 @in_loop
-async def test_closing_does_not_fail_when_the_directory_is_gone(tmp_path, _):
+async def test_closing_does_not_fail_when_the_directory_is_gone(tmp_path, monkeypatch):
     """Teardown never fails."""
     place = tmp_path / "run"
     place.mkdir()

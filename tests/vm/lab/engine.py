@@ -115,15 +115,19 @@ class EngineProcess:
         self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM; its exit status."""
+        """SIGTERM; its exit status. An engine that compiled while it ran has stalled: LabError."""
         assert self.process is not None
+        compiled = self.ask("ping")["compiled_after_start"] if self._answers() else []
         self.process.terminate()
         try:
-            return self.process.wait(20)
+            status = self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(10)
             raise LabTimeoutError(f"vmq run did not stop:\n{self.log}") from None
+        if compiled:
+            raise LabError(f"the engine compiled after its start: {compiled}")
+        return status
 
     def __enter__(self) -> Self:
         return self.start()

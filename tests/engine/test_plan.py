@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one configuration to another: the right actions, in an order in which each can be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+
+from tests.engine.configs import configs
+from vmq.config import Config, Memory, Pcap, Tap, Vm
+from vmq.engine.plan import (
+    Action,
+    AddVm,
+    ChangeVm,
+    CloseUplink,
+    OpenUplink,
+    RemoveVm,
+    claims,
+    holds,
+    lasting,
+    plan,
+)
+
+FOLDER = Path("/run/vmq")
+A = Vm(socket="/run/a", mac=("52:54:00:00:00:01",))
+B = Vm(socket="/run/b", mac=("52:54:00:00:00:02",))
+LAN = Memory(count=0)
+
+
+def with_(vm: Vm, **keys: object) -> Vm:
+    return Vm(**{key: getattr(vm, key) for key in vm.__struct_fields__} | keys)
+
+
+def config(uplinks: dict | None = None, **vms: Vm) -> Config:
+    return Config(uplinks=uplinks or {}, vms=vms)
+
+
+def follow(old: Config, actions: tuple[Action, ...]) -> Config:
+    """Do the actions on paper; fails where the engine would."""
+    uplinks, vms = dict(old.uplinks), dict(old.vms)
+    for action in actions:
+        match action:
+            case OpenUplink(name, one):
+                assert name not in uplinks
+                assert not holds(one) & set().union(*(holds(other) for other in uplinks.values()))
+                uplinks[name] = one
+            case CloseUplink(name):
+                assert not [vm for vm in vms.values() if vm.uplink == name], "a VM still uses it"
+                del uplinks[name]
+            case AddVm(name, one):
+                assert name not in vms
+                assert not claims(one) & set().union(*(claims(other) for other in vms.values()))
+                assert one.uplink is None or one.uplink in uplinks
+                vms[name] = one
+            case ChangeVm(name, one):
+                assert lasting(vms[name]) == lasting(one)
+                vms[name] = one
+            case RemoveVm(name):
+                del vms[name]
+    return Config(uplinks=uplinks, vms=vms)
+
+
+@given(configs(FOLDER))
+def test_no_change_is_no_action(one: Config):
+    """style: the plan for no change is empty."""
+    assert plan(one, one) == ()
+    assert plan(one, Config(uplinks=dict(one.uplinks), vms=dict(one.vms))) == ()
+
+
+@given(configs(FOLDER), configs(FOLDER))
+def test_the_plan_leads_there_and_every_step_can_be_done(old: Config, new: Config):
+    """No socket, filter or device is had twice; an uplink is there while a VM uses it."""
+    assert follow(old, plan(old, new)) == new
+
+
+@given(configs(FOLDER), configs(FOLDER))
+def test_who_stays_the_same_is_left_alone(old: Config, new: Config):
+    """A VM that is equal in both, on an uplink that is, has no action."""
+    same = {
+        name
+        for name, vm in new.vms.items()
+        if old.vms.get(name) == vm and old.uplinks.get(vm.uplink or "") == new.uplinks.get(vm.uplink or "")
+    }
+    assert not {action.name for action in plan(old, new) if not isinstance(action, OpenUplink | CloseUplink)} & same
+
+
+def test_what_may_fail_comes_before_what_is_gone():
+    old, new = config(a=A), config({"lan": LAN}, b=with_(B, uplink="lan"))
+    assert plan(old, new) == (
+        OpenUplink("lan", LAN),
+        AddVm("b", with_(B, uplink="lan")),
+        RemoveVm("a"),
+    )
+
+
+def test_filters_change_under_a_connected_guest():
+    for keys in ({"mac": ("52:54:00:00:00:07",)}, {"vlan": 5}, {"mtu": 9000}, {"processor": 1}, {"learn_max": 2}):
+        new = with_(A, **keys)
+        assert plan(config(a=A), config(a=new)) == (ChangeVm("a", new),)
+
+
+def test_what_cannot_change_under_a_guest_replaces_the_port():
+    for keys in ({"socket": "/run/other"}, {"mode": "connect"}, {"queue_pairs": 2}):
+        new = with_(A, **keys)
+        assert plan(config(a=A), config(a=new)) == (RemoveVm("a"), AddVm("a", new))
+
+
+def test_a_renamed_vm_gets_the_socket_of_its_old_name():
+    """Not before that is free."""
+    assert plan(config(a=A), config(z=A)) == (RemoveVm("a"), AddVm("z", A))
+
+
+def test_two_vms_swap_their_sockets():
+    new = config(a=with_(A, socket=B.socket), b=with_(B, socket=A.socket))
+    kinds = [type(action) for action in plan(config(a=A, b=B), new)]
+    assert kinds == [RemoveVm, RemoveVm, AddVm, AddVm]
+
+
+def test_a_changed_uplink_is_closed_before_it_is_opened_again():
+    """The same device cannot be open twice; its VMs come back afterwards."""
+    vm, slower = with_(A, uplink="lan"), Memory(count=0, mtu=1400)
+    assert plan(config({"lan": LAN}, a=vm), config({"lan": slower}, a=vm)) == (
+        RemoveVm("a"),
+        CloseUplink("lan"),
+        OpenUplink("lan", slower),
+        AddVm("a", vm),
+    )
+
+
+def test_a_renamed_uplink_waits_for_its_device():
+    """So does a capture that is written."""
+    for one in (Tap(device="tap0"), Pcap(write="/tmp/x.pcap")):
+        old, new = config({"lan": one}), config({"wan": one}, a=with_(A, uplink="wan"))
+        assert plan(old, new) == (CloseUplink("lan"), OpenUplink("wan", one), AddVm("a", with_(A, uplink="wan")))
