@@ -60,14 +60,15 @@ def cache_directory() -> Path:
     return _cache_home() / key.hexdigest()[:24]
 
 
-if not INTERPRETED:
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_directory()))
-    Path(os.environ["NUMBA_CACHE_DIR"]).mkdir(parents=True, exist_ok=True, mode=0o700)
-
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, event, extending
+
+if not INTERPRETED and not numba.config.CACHE_DIR:
+    # Not through the environment: a child process with other flags or newer sources has a cache of its own.
+    numba.config.CACHE_DIR = str(cache_directory())
+    Path(numba.config.CACHE_DIR).mkdir(parents=True, exist_ok=True, mode=0o700)
 
 if TYPE_CHECKING:
 

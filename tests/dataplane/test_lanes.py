@@ -50,6 +50,24 @@ def test_a_tap_lane_reads_and_writes_its_descriptor(wire):
         assert [int(rig.lane_state()[name]) for name in ("frames_from_wire", "frames_to_wire")] == [2, 1]
 
 
+def test_a_tap_lane_takes_no_more_than_a_round_may(wire):
+    near, far = wire
+    buffers = np.zeros(state.BURST * BUFFER, np.uint8)
+    with Rig() as rig:
+        uplink = rig.uplink(kind=state.LANE_TAP)
+        lane = rig.uplinks[uplink].lanes[0]
+        lane["fd"], lane["receives"] = near.fileno(), 1
+        lane["buffers"], lane["buffer_size"] = address_of(buffers), BUFFER
+        vm = rig.vm(A, uplink=uplink)
+        vm.post(8)
+        rig.publish()
+        rig.tables()["frame_limit"] = 2
+        for _ in range(5):
+            far.send(HEADER + frame(A, B))
+        assert [rig.step() for _ in range(4)] == [2, 2, 1, 0]
+        assert len(vm.received()) == 5
+
+
 def test_a_packet_lane_asks_its_socket_and_counts_what_it_refuses():
     messages = np.zeros(2 * state.BURST, mmsghdr)
     headers, held = np.zeros(32 * state.BURST, np.uint8), np.zeros(1, state.super_frame)

@@ -33,7 +33,7 @@ _numbers = itertools.count()
 PATHS = {
     "mergeable": ("mrg_rxbuf=1,in_order=0", "mergeable buffer Rx path"),
     "non-mergeable": ("mrg_rxbuf=0,in_order=0", "standard Rx path"),
-    "vector": ("mrg_rxbuf=0,in_order=0,vectorized=1", "vectorized split ring Rx path"),
+    "vector": ("mrg_rxbuf=0,in_order=0,vectorized=1", "vectorized Rx path"),
 }
 
 
@@ -79,6 +79,7 @@ class Testpmd:
         hugepages: bool = False,
         memory: int = 256,
         buffers: int = 16384,
+        descriptors: int = 1024,
         eal: Sequence[str] = (),
         options: Sequence[str] = (),
         log_level: str = "pmd.net.virtio.init:info",
@@ -92,7 +93,7 @@ class Testpmd:
             *("--file-prefix", self.prefix, "--log-level", log_level, *pages, *eal),
             *(word for device in devices for word in ("--vdev", device)),
             *("--", "-i", "--nb-cores=1", f"--forward-mode={forward}", f"--total-num-mbufs={buffers}"),
-            *("--no-flush-rx", *options),
+            *(f"--rxd={descriptors}", f"--txd={descriptors}", "--no-flush-rx", *options),
         ]
         self.process: subprocess.Popen[bytes] | None = None
         self._telemetry: socket.socket | None = None

@@ -18,6 +18,7 @@ import numpy as np
 from vmq.config import AnyUplink, Config, Memory
 from vmq.config import Vm as VmConfig
 from vmq.control.views import show
+from vmq.daemon import compile_kernels
 from vmq.engine.engine import Engine
 from vmq.guest.guest import Guest
 
@@ -72,6 +73,7 @@ class Running:
         cpus: tuple[int, ...] = (FIRST_CPU,),
         make: Callable[[], Engine] | None = None,
     ) -> None:
+        compile_kernels()
         self.folder = folder
         self.loop = asyncio.new_event_loop()
         self.problems: list[BaseException] = []

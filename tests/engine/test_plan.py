@@ -82,7 +82,10 @@ def test_who_stays_the_same_is_left_alone(old: Config, new: Config):
         for name, vm in new.vms.items()
         if old.vms.get(name) == vm and old.uplinks.get(vm.uplink or "") == new.uplinks.get(vm.uplink or "")
     }
-    assert not {action.name for action in plan(old, new) if not isinstance(action, OpenUplink | CloseUplink)} & same
+    assert (
+        not {action.name for action in plan(old, new) if not isinstance(action, OpenUplink | CloseUplink)}
+        & same
+    )
 
 
 def test_what_may_fail_comes_before_what_is_gone():
@@ -95,7 +98,13 @@ def test_what_may_fail_comes_before_what_is_gone():
 
 
 def test_filters_change_under_a_connected_guest():
-    for keys in ({"mac": ("52:54:00:00:00:07",)}, {"vlan": 5}, {"mtu": 9000}, {"processor": 1}, {"learn_max": 2}):
+    for keys in (
+        {"mac": ("52:54:00:00:00:07",)},
+        {"vlan": 5},
+        {"mtu": 9000},
+        {"processor": 1},
+        {"learn_max": 2},
+    ):
         new = with_(A, **keys)
         assert plan(config(a=A), config(a=new)) == (ChangeVm("a", new),)
 
@@ -132,4 +141,8 @@ def test_a_renamed_uplink_waits_for_its_device():
     """So does a capture that is written."""
     for one in (Tap(device="tap0"), Pcap(write="/tmp/x.pcap")):
         old, new = config({"lan": one}), config({"wan": one}, a=with_(A, uplink="wan"))
-        assert plan(old, new) == (CloseUplink("lan"), OpenUplink("wan", one), AddVm("a", with_(A, uplink="wan")))
+        assert plan(old, new) == (
+            CloseUplink("lan"),
+            OpenUplink("wan", one),
+            AddVm("a", with_(A, uplink="wan")),
+        )

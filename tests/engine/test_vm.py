@@ -61,7 +61,9 @@ def test_an_address_has_one_owner_in_a_segment(running: Running):
 
 def test_the_smallest_mtu_counts(running: Running):
     """Of configuration, uplink and guest."""
-    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan", mtu=1400), b=running.vm("b", 2, uplink="lan"))
+    running.configure(
+        {"lan": NO_FRAMES}, a=running.vm("a", uplink="lan", mtu=1400), b=running.vm("b", 2, uplink="lan")
+    )
     assert running.show("vms", "a")["mtu"] == 1400
     assert running.show("vms", "b")["mtu"] == 1500
     with running.guest("b", mtu=1300):
@@ -87,7 +89,10 @@ def test_every_error_is_shown_and_few_are_logged(running: Running):
     vm = running.engine.vms["a"]
     for number in range(100):
         running.do(vm.refused, ProtocolError("vhost-user", f"wrong {number % 50}", "say it right"))
-    assert running.show("vms", "a")["last_error"] == {"what": "vhost-user: wrong 49", "remedy": "say it right"}
+    assert running.show("vms", "a")["last_error"] == {
+        "what": "vhost-user: wrong 49",
+        "remedy": "say it right",
+    }
     assert len(running.log.lines) == module.LINES_MAX
     assert running.log.lines[0] == "vm a: vhost-user: wrong 0. Remedy: say it right"
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.engine.running import until
 from vmq.dataplane import state
 from vmq.engine.watchdog import Watchdog
 
@@ -110,9 +109,11 @@ def test_a_busy_worker_is_not_looked_into(watchdog: Watchdog, worker: Row, event
     assert os.eventfd_read(eventfd) == FULL
 
 
-def test_a_descriptor_that_is_gone_is_no_error(watchdog: Watchdog, worker: Row, caplog: pytest.LogCaptureFixture):
+def test_a_descriptor_that_is_gone_is_no_error(
+    watchdog: Watchdog, worker: Row, caplog: pytest.LogCaptureFixture
+):
     worker.row["calling"] = 1 << 20
     time.sleep(0.2)
     worker.row["calling"] = 0
-    until(lambda: watchdog._thread.is_alive())
+    assert watchdog._thread.is_alive()
     assert caplog.text == ""

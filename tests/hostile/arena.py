@@ -7,8 +7,8 @@
     right ─────┘
 
 A test says what it does, and the counters that move: `attack.counts(attacker={...}, peer={...})` is exact, so one
-bad item moves one counter by one. What must hold after every attack is checked by `Attack.__exit__`: the engine
-lives (O1), no byte of guest memory changed that the device had no business with (O2), the neighbours go on and
+bad item moves one counter by one. What must hold after every attack is checked by `aftermath` and `recovered`: the
+engine lives (O1), no byte of guest memory changed that the device had no business with (O2), the neighbours go on and
 have lost nothing (O3), the books balance (O4), and a guest that behaves works on the same socket (O8).
 """
 
@@ -19,7 +19,6 @@ import select
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -105,7 +104,7 @@ class Neighbours:
         for guest in self.guests:
             guest.start()
         lists = [[frame(to, source, n) for n in range(512)] for to, source in (NEIGHBOURS, NEIGHBOURS[::-1])]
-        for guest, incoming, outgoing in zip(self.guests, lists[::-1], lists, strict=True):
+        for guest, incoming, outgoing in zip(self.guests, lists, lists[::-1], strict=True):
             self.traffic.append(Traffic(guest, incoming, outgoing, rate=RATE, spins=1).start())
 
     def verified(self) -> list[int]:
@@ -225,22 +224,14 @@ class Attack:
     partner: str = "peer"
     guests: dict[str, Guest] = field(default_factory=dict)
     _canaries: list[tuple[Guest, Any, list[tuple[int, int]]]] = field(default_factory=list)
-    _stack: ExitStack = field(default_factory=ExitStack)
     _expected: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def __enter__(self) -> Self:
+    def __post_init__(self) -> None:
         self._before = {name: self.arena.books(name) for name in (self.name, self.partner)}
-        return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                self._aftermath()
-        finally:
-            for guest in self.guests.values():
-                guest.close()
-        if kind is None:
-            self._recovered()
+    def close(self) -> None:
+        for guest in self.guests.values():
+            guest.close()
 
     # --- who takes part ---------------------------------------------------------------------------------------
 
@@ -248,6 +239,8 @@ class Attack:
         """The attacker's guest (or another's), made at the first call."""
         name = name or self.name
         if name not in self.guests:
+            if name == self.name:
+                self.peer  # noqa: B018 - the peer is there before anything happens
             self.guests[name] = self.arena.new(name, **options)
             if start:
                 self.guests[name].start()
@@ -286,8 +279,6 @@ class Attack:
 
     def launch(self, way: Way, chain: Sequence[Descriptor]) -> int:
         """Put a chain where it does harm, and let it: a frame of the peer's to the attacker finds it; its head."""
-        if way.to_guest:
-            self.peer  # noqa: B018 - it takes its place before anything happens
         head = self.on(way).raw_chain(chain, indirect=way.indirect)
         if way.to_guest:
             self.send(way)
@@ -298,11 +289,12 @@ class Attack:
         self.peer.send([self.packet(way, size)[HEADER:]])
 
     def watch(self, *allowed: tuple[int, int]) -> None:
-        """From here on the device may change the attacker's used rings and `allowed` (address, bytes) only."""
+        """From here on nothing but the attacker's rings and `allowed` (address, bytes) may change."""
         guest = self.guest()
         ranges = [*allowed]
-        for virtqueue in guest.virtqueues:
-            ranges.append((virtqueue.used_guest, split_ring_bytes(virtqueue.size)[2]))
+        for one in guest.virtqueues:
+            places = (one.desc_guest, one.avail_guest, one.used_guest)
+            ranges += zip(places, split_ring_bytes(one.size), strict=True)
         self._canaries.append((guest, guest.memory._bytes.copy(), ranges))
 
     # --- outcomes ---------------------------------------------------------------------------------------------
@@ -376,6 +368,7 @@ class Attack:
     def restarts(self) -> None:
         """A reset by the driver leaves the fault behind, without a new connection."""
         guest = self.guest()
+        self._expected.clear()
         guest.stop()
         guest.reset()
         guest.post = None
@@ -394,7 +387,7 @@ class Attack:
 
     # --- what always holds ------------------------------------------------------------------------------------
 
-    def _aftermath(self) -> None:
+    def aftermath(self) -> None:
         self.arena_neighbours.advance()
         self.arena.alive()
         for name, expected in self._expected.items():
@@ -402,7 +395,7 @@ class Attack:
         for guest, before, allowed in self._canaries:
             assert_untouched(guest, before, allowed)
 
-    def _recovered(self) -> None:
+    def recovered(self) -> None:
         """O8, O4: guests that behave, on the same sockets."""
         with self.arena.new(self.name) as one, self.arena.new(self.partner) as other:
             exchange(one, other, (self.name, self.partner))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,26 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         one.quiet()
 
 
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[PASSED] = report.passed
+    return report
+
+
 @pytest.fixture
-def attack(arena: Arena) -> Iterator[Attack]:
-    with Attack(arena) as one:
+def attack(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Attack]:
+    one = Attack(arena)
+    try:
         yield one
+        if request.node.stash[PASSED]:
+            one.aftermath()
+    finally:
+        one.close()
+    if request.node.stash[PASSED]:
+        one.recovered()

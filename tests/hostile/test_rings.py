@@ -13,7 +13,6 @@ from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 each_direct_way = pytest.mark.parametrize("way", DIRECT_WAYS, ids=lambda way: way.name)
 each_length = pytest.mark.parametrize("length", [0, 4])
-PEER_DROP = "to_guest_bad_buffer"
 
 
 def loop(attack: Attack, way: Way, length: int, links: int) -> list[Descriptor]:
@@ -68,7 +67,6 @@ def test_h2_1_next_beyond_the_table_stops_the_port(attack: Attack, way: Way, bey
 @pytest.mark.parametrize("head", [256, 65535])
 def test_h2_2_a_head_beyond_the_table_stops_the_port(attack: Attack, way: Way, head: int):
     ring = attack.on(way)
-    attack.peer  # noqa: B018
     ring.push(head)
     ring.show()
     ring.kick()
@@ -82,7 +80,6 @@ def test_h2_2_a_head_beyond_the_table_stops_the_port(attack: Attack, way: Way, h
 def test_h2_3_and_h2_4_an_index_that_jumps_or_goes_back_stops_the_port(attack: Attack, way: Way, ahead: int):
     """More than the queue size ahead (H2.3), or one back (H2.4). 257 is also H2.6: one more in flight than fit."""
     ring = attack.on(way)
-    attack.peer  # noqa: B018
     ring.show(ahead)
     ring.kick()
     if way.to_guest:
@@ -95,7 +92,6 @@ def test_h2_3_and_h2_4_an_index_that_jumps_or_goes_back_stops_the_port(attack: A
 def test_h2_5_a_head_published_twice_is_two_chains(attack: Attack, way: Way):
     """Each publication is handled as if new, never more than the queue size in flight."""
     ring = attack.on(way)
-    attack.peer  # noqa: B018
     chain = attack.buffers(way)
     head = ring.write_chain(chain)
     ring.push(head, head)
@@ -115,7 +111,6 @@ def test_h2_5_a_head_published_twice_is_two_chains(attack: Attack, way: Way):
 def test_h2_6_more_heads_in_flight_than_fit_stop_the_port(attack: Attack, way: Way):
     """A full ring, and one more on top before the device has seen any."""
     ring = attack.on(way)
-    attack.peer  # noqa: B018
     head = ring.write_chain(attack.buffers(way))
     ring.push(*[head] * 257)
     ring.show()
@@ -127,8 +122,6 @@ def test_h2_6_more_heads_in_flight_than_fit_stop_the_port(attack: Attack, way: W
 
 # --- H8: indirect tables --------------------------------------------------------------------------------------
 
-BOTH_DIRECTIONS = pytest.mark.parametrize("way", (DIRECT_WAYS), ids=lambda way: way.name)
-
 
 def refused(way: Way) -> str:
     return "to_guest_bad_buffer" if way.to_guest else "from_guest_indirect"
@@ -137,12 +130,11 @@ def refused(way: Way) -> str:
 def table(attack: Attack, way: Way, extra_flags: int = 0, size: int = 0) -> list[Descriptor]:
     """One descriptor that names a sound table of the packet, but for its flags or its size."""
     ring = attack.on(way)
-    attack.peer  # noqa: B018
     chain = attack.buffers(way)
     return [(ring.write_table(chain), size or len(chain) * DESC, INDIRECT | extra_flags)]
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 @pytest.mark.parametrize(
     "size",
     [
@@ -163,7 +155,7 @@ def test_h8_1_to_h8_3_tables_of_a_wrong_size_are_dropped(attack: Attack, way: Wa
     attack.dropped(way, head, refused(way))
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 def test_h8_4_a_table_in_a_table_is_dropped(attack: Attack, way: Way):
     """virtio-1.2 §2.7.5.3.1 Driver Requirements: Indirect Descriptors: one level."""
     inner = table(attack, way)
@@ -173,7 +165,7 @@ def test_h8_4_a_table_in_a_table_is_dropped(attack: Attack, way: Way):
     attack.dropped(way, head, refused(way))
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 def test_h8_5_indirect_together_with_next_is_dropped(attack: Attack, way: Way):
     first = table(attack, way)
     attack.watch()
@@ -181,17 +173,16 @@ def test_h8_5_indirect_together_with_next_is_dropped(attack: Attack, way: Way):
     attack.dropped(way, head, refused(way))
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 @pytest.mark.parametrize("place", [1 << 40, (1 << 63) - DESC, 1 << 63, (1 << 64) - DESC, 0xFFFF_FFFF])
 def test_h8_6_a_table_outside_guest_memory_is_dropped(attack: Attack, way: Way, place: int):
     attack.on(way)
-    attack.peer  # noqa: B018
     attack.watch()
     head = attack.launch(way, [(place, DESC, INDIRECT)])
     attack.dropped(way, head, refused(way))
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 def test_h8_7_a_table_over_two_adjacent_regions_is_read(attack: Attack, way: Way):
     """A descriptor of it lies half in one region, half in the next."""
     ring = attack.on(way, regions=4)
@@ -203,7 +194,7 @@ def test_h8_7_a_table_over_two_adjacent_regions_is_read(attack: Attack, way: Way
     attack.accepted(way, chain)
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 def test_h8_7_a_table_over_a_hole_is_dropped(attack: Attack, way: Way):
     ring = attack.on(way, regions=[(0, 3 << 20), (16 << 20, 1 << 20)])
     chain = attack.buffers(way, 12)
@@ -215,7 +206,7 @@ def test_h8_7_a_table_over_a_hole_is_dropped(attack: Attack, way: Way):
     attack.dropped(way, head, refused(way))
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 @pytest.mark.parametrize("flags", [0, WRITE])
 def test_h8_the_write_flag_of_a_table_is_ignored(attack: Attack, way: Way, flags: int):
     """virtio-1.2 §2.7.5.3.2 Device Requirements: Indirect Descriptors."""
@@ -225,7 +216,7 @@ def test_h8_the_write_flag_of_a_table_is_ignored(attack: Attack, way: Way, flags
     attack.accepted(way, chain)
 
 
-@BOTH_DIRECTIONS
+@each_direct_way
 def test_h8_tables_that_were_not_negotiated_are_dropped(attack: Attack, way: Way):
     attack.on(way, indirect=False)
     head = attack.launch(way, table(attack, way))
@@ -239,7 +230,6 @@ def test_h8_tables_that_were_not_negotiated_are_dropped(attack: Attack, way: Way
 def test_h14_1_a_ring_that_is_zeroed_under_traffic_works_after_the_driver_starts_anew(attack: Attack, way: Way):
     """An index that falls back to 0 stops the port, or looks like an empty ring; both end with a driver reset."""
     guest = attack.guest(mergeable=way.mergeable)
-    attack.peer  # noqa: B018
     for _ in range(20):
         guest.send([frame("peer", "attacker")] * 8)
         attack.peer.send([frame("attacker", "peer")] * 8)

@@ -122,9 +122,9 @@ def check_source(t: Any, w: Any, port: Any, number: int, row: Any) -> int:
     if not port["spoof_check"]:
         return ADMITTED
     state = at(at(w["engine"], 1, engine)[0]["port_state"], MAX_VPORTS, port_state)[number]
-    if state["spoofed"] != mac:
-        state["spoofed"] = mac
+    if state["spoofed"] == 0:  # once: a guest that changes its source with every frame floods nobody
         report(w, EVENT_SPOOFED, number, mac)
+    state["spoofed"] = mac
     return -1 - FROM_GUEST_SPOOFED
 
 

@@ -69,6 +69,6 @@ class Watchdog:
         with contextlib.suppress(OSError):
             if linux.eventfd_is_full(descriptor):
                 linux.set_nonblocking(descriptor)
-                os.eventfd_read(descriptor)
                 self.freed.append(descriptor)
-                os.eventfd_write(descriptor, 1)
+                if os.eventfd_read(descriptor) > 1:  # a semaphore has calls left
+                    os.eventfd_write(descriptor, 1)

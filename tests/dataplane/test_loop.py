@@ -1,0 +1,504 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds, sleep and the life of a worker; the same life in both modes; indices that wrap again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.dataplane.rig import (
+    ALL_FEATURES,
+    BROADCAST,
+    EVENT_IDX,
+    MERGEABLE,
+    NOBODY,
+    A,
+    B,
+    D,
+    Rig,
+    Vm,
+    frame,
+    number_of,
+    numbered,
+)
+from vmq.dataplane import state
+from vmq.dataplane.loop import IDLE_ROUNDS, now, prepare_sleep, sleep
+from vmq.jit import INTERPRETED
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with Rig() as rig:
+        yield rig
+
+
+# --- rounds --------------------------------------------------------------------------------------------------
+
+
+def test_a_round_of_a_worker_is_one_round_of_each_of_its_sources(rig):
+    wires = [rig.uplink(frames=[frame(A, D)] * 100) for _ in range(2)]
+    vms = [rig.vm(A, uplink=wire) for wire in wires]
+    sender = rig.vm(B, uplink=wires[0])
+    for _ in range(3):
+        sender.send(frame(A, B))
+    rig.publish()
+    rig.step()
+    assert [int(rig.lane_state(wire)["frames_from_wire"]) for wire in wires] == [64, 64]
+    assert [int(vm.books()["offered_to_guest"]) for vm in vms] == [67, 64]
+    assert [int(rig.worker()[name]) for name in ("rounds", "bursts")] == [1, 3]
+
+
+def test_a_worker_serves_its_own_receive_queues_only():
+    with Rig(workers=2) as rig:
+        vms = [rig.vm(mac, workers=(worker,)) for worker, mac in enumerate((A, B))]
+        for vm in vms:
+            vm.send(frame(NOBODY, A if vm is vms[0] else B))
+        rig.publish()
+        rig.step(1)
+        assert [len(vm.sent()) for vm in vms] == [0, 1]
+
+
+def test_each_queue_pair_of_a_port_sends_and_the_first_receives():
+    with Rig(workers=2) as rig:
+        vm, receiver = rig.vm(A, workers=(0, 1), regions=[(0x10000, 1 << 18)]), rig.vm(B, workers=(1,))
+        receiver.post(4)
+        vm.from_guest = vm.queues[1][1]
+        vm.send(frame(B, A))
+        vm.to_guest.chain([(vm.memory.allocate(256), 256)])
+        receiver.send(frame(A, B))
+        rig.publish()
+        rig.run()
+        assert receiver.received() == [frame(B, A)]
+        assert vm.received() == [frame(A, B)]
+        assert [int(vm.books(queue)["frames_from_guest"]) for queue in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("head", [0, 5000])
+def test_a_disabled_ring_takes_and_throws_away(rig, head):
+    """vhost-user "Ring states": started and disabled, it processes and discards; nothing of a chain is looked at."""
+    vm, receiver = rig.vm(A), rig.vm(B)
+    receiver.post(4)
+    vm.from_guest.enabled = False
+    vm.send(frame(B, A))
+    for _ in range(2):
+        vm.from_guest.offer(head)
+    rig.publish()
+    rig.step()
+    assert receiver.received() == []
+    assert vm.sent_drops() == {"from_guest_disabled": 3}
+    assert vm.sent() == [(0, 0), (head, 0), (head, 0)]
+    assert vm.fault == "none"
+    vm.from_guest.enabled = True
+    vm.send(frame(B, A))
+    rig.publish()
+    rig.step()
+    assert receiver.received() == [frame(B, A)]
+
+
+def test_a_ring_that_does_not_run_is_not_looked_at(rig):
+    vm = rig.vm(A)
+    vm.send(frame(B, A))
+    vm.from_guest.running = False
+    rig.publish()
+    assert rig.step() == 0
+    assert vm.sent() == []
+
+
+def test_chains_come_back_when_their_frames_were_delivered_with_one_call(rig):
+    vm, receiver = rig.vm(A, features=MERGEABLE), rig.vm(B)
+    receiver.post(10)
+    for number in range(10):
+        vm.send(numbered(B, A, number))
+    rig.publish()
+    rig.step()
+    assert vm.from_guest.called() == 1
+    assert [number_of(data) for data in receiver.received()] == list(range(10))
+    assert len(vm.sent()) == 10
+
+
+def test_kicks_are_refused_again_when_frames_come(rig):
+    vm = rig.vm(A, features=MERGEABLE)
+    rig.publish()
+    rig.step()
+    assert int(prepare_sleep(rig.tables(), rig.worker())) == -1
+    assert (vm.from_guest.used_flags, int(vm.ring_state(False)["asleep"])) == (0, 1)
+    vm.send(frame(NOBODY, A))
+    rig.step()
+    assert (vm.from_guest.used_flags, int(vm.ring_state(False)["asleep"])) == (1, 0)
+
+
+# --- a guest can stop only itself ----------------------------------------------------------------------------
+
+
+def test_whatever_a_guest_writes_its_neighbours_get_every_frame(rig):
+    """H12.1, H12.2, H14.1: rings of noise and of zeros; each driver starts anew, and everything works again."""
+    random = np.random.default_rng(1)
+    wire = rig.uplink(frames=[numbered(to, D, number) for number in range(16) for to in (A, B)], laps=0)
+    hostile, neighbour = rig.vm(A, uplink=wire), rig.vm(B, uplink=wire)
+    rig.publish()
+    got = 0
+    for turn in range(40):
+        for ring in (hostile.to_guest, hostile.from_guest):
+            noise = random.integers(0, 256, 16 * 64, np.uint8).tobytes() if turn % 3 else bytes(16 * 64)
+            hostile.memory.write(ring.desc, noise)
+            hostile.memory.write(ring.avail, noise[: 6 + 2 * 64])
+            ring.show(ring.used_index + turn)
+        neighbour.post(len(neighbour.to_guest.free), 128)
+        rig.step()
+        frames = neighbour.received()
+        got += len(frames)
+        assert [number_of(data) for data in frames] == [number % 16 for number in range(32)]
+        assert neighbour.fault == "none"
+        for ring in (hostile.to_guest, hostile.from_guest):
+            hostile.memory.accept(ring.used, 6 + 8 * 64)
+            ring.reset()
+        hostile.begin()
+    assert got == 40 * 32
+    hostile.post(64, 128)
+    rig.step()
+    assert len(hostile.received()) == 32
+
+
+def test_a_storm_of_broadcasts_takes_a_burst_a_round_and_leaves_the_others_theirs(rig):
+    """H15.13."""
+    wire = rig.uplink(frames=[numbered(B, D, number) for number in range(64)], laps=0)
+    storm, neighbour = rig.vm(A, uplink=wire, size=512), rig.vm(B, uplink=wire, size=256)
+    for _ in range(400):
+        storm.send(frame(BROADCAST, A))
+    rig.publish()
+    for _ in range(5):
+        neighbour.post(len(neighbour.to_guest.free), 128)
+        rig.step()
+        assert [number_of(data) for data in neighbour.received()[:64]] == list(range(64))
+    assert int(storm.books()["frames_from_guest"]) == 5 * state.BURST
+
+
+# --- indices wrap --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("features", [MERGEABLE, ALL_FEATURES, EVENT_IDX])
+def test_frames_and_notifications_survive_many_wraps_of_the_indices(rig, features):
+    """16-bit indices of both rings pass 65535 again and again: no frame is lost, doubled or out of order, and a driver
+    that sets its event behind what it has seen is called for each batch.
+    """
+    near_the_end = 65536 - 100 if INTERPRETED else 0
+    wraps = 6 if INTERPRETED else 3
+    sender, receiver = rig.vm(A, size=128, features=features), rig.vm(B, size=128, features=features)
+    burst = [numbered(B, A, number) for number in range(64)]
+    for vm in (sender, receiver):
+        rings = (vm.to_guest, vm.from_guest)
+        for ring in rings:
+            ring.reset(near_the_end)
+        vm.begin()
+    receiver.post(128, 128)
+    rig.publish()
+    calls = frames = 0
+    while frames < wraps * (65536 - near_the_end):
+        for data in burst:
+            sender.send(data)
+        sender.from_guest.set_used_event(sender.from_guest.seen)
+        receiver.to_guest.set_used_event(receiver.to_guest.seen)
+        rig.step()
+        calls += receiver.to_guest.called() + sender.from_guest.called()
+        assert [number_of(data) for data in receiver.received()] == list(range(64))
+        receiver.post(64, 128)
+        for _, _, buffers in sender.from_guest.harvest():
+            sender.memory.release(buffers[0][0], buffers[0][1])
+        frames += 64
+        if INTERPRETED and frames % 192 == 0:
+            jump(rig, (sender, receiver))
+    assert calls == 2 * (frames // 64)
+    assert int(receiver.books()["frames_to_guest"]) == int(sender.books()["frames_from_guest"]) == frames
+    assert receiver.drops() == {}
+
+
+def jump(rig: Rig, vms: tuple[Vm, Vm]) -> None:
+    """The drivers start anew just before the wrap."""
+    for vm in vms:
+        for _, buffers in vm.to_guest.chains.values():
+            for address, size in buffers:
+                vm.memory.allow(address, size, allowed=False)
+                vm.memory.release(address, size)
+        for ring in (vm.to_guest, vm.from_guest):
+            ring.reset(65536 - 100)
+        vm.begin()
+    vms[1].post(128, 128)
+    rig.publish()
+
+
+# --- sleep ---------------------------------------------------------------------------------------------------
+
+
+def timeout(rig: Rig, worker: int = 0) -> int:
+    """What `prepare_sleep` says, in ms; -1 until something happens, 0 not at all."""
+    return int(prepare_sleep(rig.tables(), rig.worker(worker)))
+
+
+def test_a_worker_without_work_sleeps_until_something_happens(rig):
+    vm = rig.vm(A)
+    rig.publish()
+    rig.step()
+    assert timeout(rig) == -1
+    assert int(rig.worker()["sleeping"]) == 1
+    assert vm.from_guest.avail_event == vm.from_guest.index
+
+
+def test_a_frame_that_came_while_kicks_were_asked_for_keeps_it_awake(rig):
+    vm = rig.vm(A)
+    rig.publish()
+    rig.step()
+    vm.send(frame(B, A))
+    assert timeout(rig) == 0
+
+
+def test_new_tables_and_the_end_keep_it_awake(rig):
+    rig.vm(A)
+    rig.publish()
+    rig.step()
+    assert timeout(rig) == -1
+    rig.publish()
+    assert timeout(rig) == 0
+    rig.step()
+    assert timeout(rig) == -1
+    rig.segment.engine["stop"] = 1
+    assert timeout(rig) == 0
+
+
+def test_a_frame_on_its_way_from_another_processor_keeps_it_awake():
+    with Rig(workers=2) as rig:
+        sender = rig.vm(A)
+        rig.vm(B, workers=(1,))
+        rig.publish()
+        rig.run()
+        assert timeout(rig, 1) == -1
+        sender.send(frame(B, A))
+        rig.step(0)
+        assert timeout(rig, 1) == 0
+
+
+def test_what_waits_for_a_full_receive_queue_is_looked_at_soon():
+    """Nobody rings when a guest posts receive buffers; here and at the processor that owns the receive queue."""
+    with Rig(workers=2, handover=1024) as rig:
+        wire = rig.uplink(frames=[frame(B, D)] * 20, lossless=True)
+        rig.vm(B, uplink=wire, workers=(1,))
+        rig.publish()
+        rig.run()
+        assert [timeout(rig, worker) for worker in range(2)] == [1, 1]
+        sender = rig.vm(A)
+        rig.publish()
+        rig.run()
+        sender.send(frame(NOBODY, A))
+        assert timeout(rig, 0) == 0
+
+
+def test_sleep_ends_at_once_when_there_is_work(rig):
+    vm = rig.vm(A)
+    rig.publish()
+    rig.step()
+    vm.send(frame(B, A))
+    sleep(rig.tables(), rig.worker())
+    assert [int(rig.worker()[name]) for name in ("sleeps", "sleeping")] == [0, 0]
+
+
+def test_sleep_ends_with_a_doorbell_or_when_its_time_is_over(rig):
+    """The books: sleeps, those that something ended, and where the time went."""
+    wire = rig.uplink(frames=[frame(A, D)], lossless=True)
+    vm = rig.vm(A, uplink=wire)
+    rig.publish()
+    rig.step()
+    rig.worker()["woke"] = now(rig.worker())
+    sleep(rig.tables(), rig.worker())
+    assert [int(rig.worker()[name]) for name in ("sleeps", "wakeups", "sleeping")] == [1, 0, 0]
+    assert int(rig.worker()["slept_ns"]) >= 900_000
+    vm.post(1)
+    rig.run()
+    os.eventfd_write(rig.workers[0].doorbell, 1)
+    sleep(rig.tables(), rig.worker())
+    assert [int(rig.worker()[name]) for name in ("sleeps", "wakeups")] == [2, 1]
+    assert int(rig.worker()["busy_ns"]) > 0
+
+
+def test_the_clock_is_the_monotonic_clock(rig):
+    before = time.monotonic_ns()
+    assert before <= int(now(rig.worker())) <= time.monotonic_ns()
+
+
+# --- the life of a worker ------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.0005)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[Rig], None]]:
+    """Starts the worker threads of a rig; stops them at the end."""
+    running: list[Rig] = []
+
+    def start(rig: Rig) -> None:
+        running.append(rig)
+        rig.publisher.doorbells += [worker.doorbell for worker in rig.workers]
+        for worker in rig.workers:
+            worker.start()
+
+    yield start
+    for rig in running:
+        stop(rig)
+        rig.check()
+        rig.close()
+
+
+def stop(rig: Rig) -> None:
+    rig.segment.engine["stop"] = 1
+    rig.publisher.ring()
+    for worker in rig.workers:
+        worker.join()
+        assert not worker.alive()
+        assert worker.failure is None
+
+
+def test_a_worker_adopts_tables_announces_them_and_leaves(started):
+    rig = Rig(workers=2)
+    vm = rig.vm(A)
+    rig.publish()
+    started(rig)
+    wait_for(lambda: rig.publisher.reached() == 1)
+    vm.macs = []
+    rig.publish()
+    rig.publisher.settle(rig.publisher.epoch)
+    assert [int(row["epoch"]) for row in rig.segment.rows["workers"]] == [2, 2]
+    stop(rig)
+    assert [int(row["epoch"]) for row in rig.segment.rows["workers"]] == [state.EPOCH_GONE] * 2
+
+
+def test_an_idle_worker_sleeps_and_a_kick_wakes_it(started):
+    """The driver kicks when the device has asked for it, as a real one does."""
+    rig = Rig()
+    vm, receiver = rig.vm(A), rig.vm(B)
+    receiver.post(64)
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    rig.workers[0].watch(kick)
+    rig.publish()
+    started(rig)
+    for number in range(20):
+        wait_for(lambda: bool(rig.worker()["sleeping"]))
+        vm.send(numbered(B, A, number))
+        assert vm.from_guest.avail_event == number
+        os.eventfd_write(kick, 1)
+        wait_for(lambda count=number + 1: int(receiver.books()["frames_to_guest"]) == count)
+    assert [number_of(data) for data in receiver.received()] == list(range(20))
+    row = rig.worker()
+    assert min(int(row[name]) for name in ("sleeps", "wakeups")) >= 20
+    assert int(row["slept_ns"]) > 0
+    assert int(row["busy_ns"]) > 0
+    wait_for(lambda: bool(rig.worker()["sleeping"]))
+    rounds = int(row["rounds"])
+    time.sleep(0.05)
+    assert int(row["rounds"]) <= rounds + 2 * IDLE_ROUNDS, "it does not spin"
+    stop(rig)
+    os.close(kick)
+
+
+def test_a_lossless_lane_goes_on_when_buffers_come_though_nobody_kicks(started):
+    rig = Rig(workers=2)
+    wire = rig.uplink(frames=[numbered(B, D, number) for number in range(30)], lossless=True)
+    vm = rig.vm(B, uplink=wire, workers=(1,))
+    rig.publish()
+    started(rig)
+    got: list[int] = []
+    for _ in range(10):
+        vm.post(3)
+        wait_for(lambda: int(vm.books()["frames_to_guest"]) == len(got) + 3)
+        got += [number_of(data) for data in vm.received()]
+    assert got == list(range(30))
+
+
+def test_two_workers_pass_frames_to_each_other(started):
+    """Doorbells between threads: no frame stays behind, whoever sleeps when."""
+    rig = Rig(workers=2)
+    left, right = rig.vm(A, size=256), rig.vm(B, workers=(1,), size=256)
+    kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    for worker, kick in zip(rig.workers, kicks, strict=True):
+        worker.watch(kick)
+    rig.publish()
+    started(rig)
+    for number in range(50):
+        for sender, receiver, kick, (to, source) in ((left, right, kicks[0], (B, A)), (right, left, kicks[1], (A, B))):
+            receiver.post(1, 128)
+            sender.send(numbered(to, source, number))
+            os.eventfd_write(kick, 1)
+            wait_for(lambda one=receiver, count=number + 1: int(one.books()["frames_to_guest"]) == count)
+            assert receiver.received() == [numbered(to, source, number)]
+    stop(rig)
+    for kick in kicks:
+        os.close(kick)
+
+
+@pytest.mark.compiled
+def test_no_python_runs_in_a_worker_between_start_and_stop(started):
+    """It enters compiled code once: while frames flow and while it sleeps, its Python frame stands where it was."""
+    rig = Rig()
+    wire = rig.uplink(frames=[frame(A, B)] * 64, laps=0)
+    rig.vm(A, uplink=wire)
+    rig.publish()
+    lines: list[str] = []
+    known = set(threading.enumerate())
+
+    def trace(frame_, event, _argument):
+        lines.append(f"{frame_.f_code.co_name}: {event}")
+        return trace
+
+    threading.settrace(trace)
+    try:
+        started(rig)
+    finally:
+        threading.settrace(None)
+    assert set(threading.enumerate()) - known
+    wait_for(lambda: int(rig.worker()["rounds"]) > 100)
+    before = len(lines)
+    rounds = int(rig.worker()["rounds"])
+    wait_for(lambda: int(rig.worker()["rounds"]) > rounds + 1000)
+    assert lines[before:] == []
+
+
+# --- the same in both modes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("seed", [1, 2])
+def test_compiled_and_interpreted_code_agree_on_memory_and_all_counters(seed):
+    """H28.3: one generated trace, a process for each mode."""
+    found = []
+    for mode in ("0", "1"):
+        environment = os.environ | {"NUMBA_DISABLE_JIT": mode}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "tests.dataplane.trace", str(seed), "3000"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    assert len(found[0]["drops"]) > 12, "the trace does not reach much"
+
+
+def test_every_drop_and_fault_that_guests_and_replays_can_cause_is_caused_by_some_test():
+    """The names that these files assert on; those of real wires are test_packet's, test_tap's and test_wire's."""
+    here = Path(__file__).parent
+    text = "".join(path.read_text() for path in here.glob("test_*.py"))
+    missing = [name for name, _ in (*state.DROPS, *state.FAULTS[1:]) if name not in text and name.upper() not in text]
+    assert missing == []

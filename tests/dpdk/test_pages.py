@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest memory of hugepages: the engine needs none itself, and serves what a front-end brings.
+
+Memory of 4 KiB pages is what all other tests of this folder use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.dpdk import hugepages
+from tests.dpdk.frames import series
+from tests.dpdk.pair import A, B, VMS, pair
+from tests.dpdk.wire import switched
+
+pytestmark = [pytest.mark.dpdk, pytest.mark.root, pytest.mark.timeout(120)]
+
+MEMORY = 256
+
+
+@pytest.mark.parametrize("ring", ["mergeable", "vector"])
+def test_guest_memory_of_2_mebibyte_pages(tmp_path: Path, ring: str) -> None:
+    """One region of hugepages, frames of every size, both ways; the pages are given back."""
+    if not hugepages.can_reserve():
+        pytest.skip("needs hugepages")
+    frames = {"a": series(B, A, 2000), "b": series(A, B, 2000, first=5000)}
+    with hugepages.reserved(MEMORY) as there:
+        if not there:
+            pytest.skip("needs hugepages")
+        with switched(tmp_path, VMS) as engine:
+            it = pair(tmp_path, frames, ring, hugepages=True, memory=MEMORY)
+            with it.pmd:
+                for name in VMS:
+                    engine.wait_for(name, "running")
+                it.start()
+                it.arrived()
+                it.quit_and_compare()
+            assert engine.show("vms")["a"]["drops"] == {}

@@ -1,0 +1,625 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole engine with guests on real sockets: what changes disturbs nobody else, and what goes leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.engine.configs import configs
+from tests.engine.running import (
+    FIRST_CPU,
+    MACS,
+    NO_FRAMES,
+    Running,
+    exchange,
+    frame,
+    guest_maps,
+    open_files,
+    until,
+)
+from vmq.abi.ethernet import mac_number, mac_text
+from vmq.abi.vhost_user import Request
+from vmq.config import Config, Memory, Vm
+from vmq.dataplane import state
+from vmq.engine import engine as module
+from vmq.engine.engine import Engine
+from vmq.errors import ConfigError, HostError
+from vmq.guest.guest import Guest
+
+TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
+two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
+FCOE = "0e:fc:00:00:00:00/24"
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+
+
+def held(running: Running) -> tuple[Any, ...]:
+    """All that a front-end could make grow."""
+    return open_files(), guest_maps(), running.mappings()
+
+
+def gone(running: Running, *names: str) -> None:
+    until(lambda: all(running.show("vms", name)["state"] == "listening" for name in names))
+
+
+# --- guests -----------------------------------------------------------------------------------------------------
+
+
+def test_two_guests_talk_and_leave_nothing(running: Running):
+    running.pair()
+    before = held(running)
+    for _round in range(3):
+        with running.guest("a") as a, running.guest("b") as b:
+            exchange(a, b)
+        gone(running, "a", "b")
+        assert held(running) == before
+
+
+def test_a_guest_with_two_pairs_works_with_any_of_them(running: Running):
+    """It sends on either; what is for it comes on the first."""
+    running.configure(a=running.vm("a", 1, queue_pairs=4), b=running.vm("b", 2))
+    with running.guest("a", queues=2) as a, running.guest("b") as b:
+        exchange(a, b)
+        a.send([frame(b.mac, a.mac, 9)], queue=1)
+        assert b.receive(1) == [frame(b.mac, a.mac, 9)]
+        assert [row["queue"] for row in running.show("queues") if row["vm"] == "a"] == [0, 1]
+
+
+def test_a_paused_guest_goes_on_where_it_stopped(running: Running):
+    """GET_VRING_BASE, then the same memory and indices."""
+    running.pair()
+    with running.guest("a") as a, running.guest("b") as b:
+        for _round in range(3):
+            exchange(a, b)
+            a.stop()
+            assert running.show("vms", "a")["state"] == "connected"
+            a.start()
+        a.stop()
+        a.reset()
+        a.start()
+        exchange(a, b)
+
+
+def test_a_guest_reconnects_and_its_neighbour_notices_nothing(running: Running):
+    running.pair()
+    with running.guest("a") as a, running.guest("b") as b:
+        session = running.engine.vms["b"].session
+        for _round in range(5):
+            exchange(a, b)
+            a.reconnect()
+        assert running.engine.vms["b"].session is session
+        assert running.show("vms", "a")["connects"] == 6
+
+
+def test_connect_mode_serves_a_guest_that_listens(running: Running):
+    """mode = "connect": and again when it comes back."""
+    running.configure(a=running.vm("a", 1, mode="connect"), b=running.vm("b", 2))
+    assert running.show("vms", "a")["state"] == "connecting"
+    with running.guest("a", server=True) as a, running.guest("b") as b:
+        exchange(a, b)
+        a.reconnect()
+        exchange(a, b)
+
+
+def test_h24_8_a_thousand_connections_leave_nothing(running: Running):
+    """H24.8: connect, shake hands, hang up."""
+    running.pair()
+    before = held(running)
+    with running.guest("b") as b:
+        lender = running.guest("a")
+        front = lender.frontend
+        for _ in range(1000):
+            front.connect()
+            front.handshake(lender.features)
+            front.disconnect()
+        gone(running, "a")
+        assert running.engine.vms["a"].connects == 1000
+        lender.close()
+        with running.guest("a") as a:
+            exchange(a, b)
+    gone(running, "a", "b")
+    assert held(running) == before
+
+
+def steps(guest: Guest) -> Iterator[str]:
+    """A start, message by message."""
+    front = guest.frontend
+    front.connect()
+    yield "connected"
+    front.handshake(guest.features)
+    yield "handshake"
+    front.set_features()
+    yield "features"
+    front.set_memory(guest.memory)
+    yield "memory"
+    for one in guest.virtqueues:
+        one.agree(mergeable=True, event_idx=True, indirect=True)
+        guest._post(one)
+        ring = one.place()
+        front.tell(Request.SET_VRING_NUM, struct.pack("=II", ring.index, ring.size))
+        yield f"size {ring.index}"
+        front.start_ring(ring, 0)
+        yield f"ring {ring.index}"
+        front.enable(ring.index)
+        yield f"enabled {ring.index}"
+    front.stop_ring(0)
+    yield "stopped 0"
+
+
+STEPS = ["connected", "handshake", "features", "memory"]
+STEPS += [f"{what} {index}" for index in (0, 1) for what in ("size", "ring", "enabled")] + ["stopped 0"]
+
+
+@pytest.mark.parametrize("last", STEPS)
+def test_h24_6_a_front_end_may_go_at_any_step_and_its_neighbours_talk_on(running: Running, last: str):
+    """H24.6: by a hang-up in the middle of a message, too."""
+    running.configure(a=running.vm("a", 1), b=running.vm("b", 2), c=running.vm("c", 3))
+    with running.guest("b") as b, running.guest("c") as c:
+        before = held(running)
+        guest = running.guest("a")
+        for name in steps(guest):
+            if name == last:
+                break
+        guest.frontend.wire.send(b"\x0d\x00\x00")
+        guest.close()
+        gone(running, "a")
+        exchange(b, c)
+        assert held(running) == before
+        with running.guest("a") as a:
+            exchange(a, b)
+        gone(running, "a")
+
+
+# --- hostile front-ends -----------------------------------------------------------------------------------------
+
+
+def test_a_flood_of_nonsense_on_one_socket_leaves_the_others_alone(running: Running):
+    """O3 to O5, O8: refused messages are few lines in the log, and the port works afterwards."""
+    running.configure(a=running.vm("a", 1), b=running.vm("b", 2), c=running.vm("c", 3))
+    with running.guest("b") as b, running.guest("c") as c:
+        hostile = running.guest("a")
+        for number in range(2000):
+            with contextlib.suppress(ConnectionError):  # closed, since it reads no answers
+                if not hostile.frontend.connected:
+                    hostile.frontend.connect()
+                hostile.frontend.send(number % 64, os.urandom(number % 40))
+            if number % 500 == 0:
+                exchange(b, c)
+        hostile.close()
+        exchange(b, c)
+        gone(running, "a")
+        assert len(running.log.lines) < 20
+        with running.guest("a") as a:
+            exchange(a, b)
+
+
+def test_h24_9_a_front_end_that_reads_no_replies_is_closed(running: Running):
+    """And the loop serves others meanwhile."""
+    running.pair()
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.connect(running.path("a"))
+        deaf.settimeout(20)
+        question = struct.pack("=III", 1, 1, 0) * 1000
+        with pytest.raises(OSError, match=r"Broken pipe|Connection reset"):
+            until(lambda: deaf.send(question) == 0)
+        assert "does not read its replies" in running.show("vms", "a")["last_error"]["what"]
+    gone(running, "a")
+
+
+def test_a_second_front_end_is_turned_away_and_the_first_talks_on(running: Running):
+    running.pair()
+    with running.guest("a") as a, running.guest("b") as b:
+        with socket.socket(socket.AF_UNIX) as second:
+            second.settimeout(20)
+            second.connect(running.path("a"))
+            assert second.recv(1) == b""
+        exchange(a, b)
+        assert "second front-end" in running.show("vms", "a")["last_error"]["what"]
+
+
+def test_h12_5_who_makes_a_processor_wait_in_a_call_is_cut_off(running: Running):
+    """The peer takes O_NONBLOCK back and fills its call: the neighbour and control go on, the peer has to wait."""
+    running.configure(a=running.vm("a", 1), b=running.vm("b", 2), c=running.vm("c", 3))
+    with running.guest("a", event_idx=False) as a, running.guest("b") as b, running.guest("c") as c:
+        exchange(a, b)
+        call = a.virtqueue(0, to_guest=True).call_fd
+        os.set_blocking(call, False)
+        a.virtqueue(0, to_guest=True).want_calls()
+        a.virtqueue(0, to_guest=True).drain_calls()
+        os.eventfd_write(call, (1 << 64) - 2)
+        os.set_blocking(call, True)
+        b.send([frame(a.mac, b.mac)])
+        until(lambda: not a.frontend.connected, "it is disconnected")
+        exchange(b, c)
+        assert "blocked a processor" in running.show("vms", "a")["last_error"]["what"]
+        with socket.socket(socket.AF_UNIX) as again:
+            again.settimeout(20)
+            again.connect(running.path("a"))
+            assert again.recv(1) == b"", "not at once"
+
+
+def test_events_wake_control_a_bounded_number_of_times(running: Running):
+    """A guest that sends from ever new addresses makes an event a frame."""
+    running.pair()
+    with running.guest("a") as a, running.guest("b") as b:
+        calls: list[float] = []
+        judge = running.engine.vms["a"].judge
+        running.engine.vms["a"].judge = lambda: (calls.append(time.monotonic()), judge())  # type: ignore[assignment, func-returns-value]
+        sent = 0
+        began = time.monotonic()
+        while time.monotonic() - began < 0.5:
+            a.send([frame(b.mac, f"02:00:00:00:{sent % 256:02x}:{n:02x}") for n in range(32)])
+            sent += 32
+        span = time.monotonic() - began
+        a.sent()
+        assert sent > 200
+        assert len(calls) <= span / module.EVENTS_PAUSE_SECONDS + 5
+        exchange(a, b)
+
+
+# --- reload -----------------------------------------------------------------------------------------------------
+
+
+def test_adding_and_removing_a_vm_does_not_disturb_a_connected_guest(running: Running):
+    """Its session, its socket and its counters stay."""
+    running.pair()
+    a_and_b = {name: running.engine.vms[name].config for name in "ab"}
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b)
+        vm = running.engine.vms["a"]
+        before = vm, vm.port.connection, vm.session
+        inode = os.stat(running.path("a")).st_ino
+        for _round in range(3):
+            running.configure(**a_and_b, c=running.vm("c", 3))
+            with running.guest("c") as c:
+                exchange(a, c)
+            running.configure(**a_and_b)
+            assert not Path(running.path("c")).exists()
+        assert running.engine.vms["a"] is vm
+        assert (vm, vm.port.connection, vm.session) == before
+        assert os.stat(running.path("a")).st_ino == inode
+        assert running.show("vms", "a")["frames_to_guest"] == 3 + 3 * 3
+        exchange(a, b)
+
+
+def test_removing_a_vm_ends_its_guest(running: Running):
+    running.pair()
+    with running.guest("a") as a, running.guest("b"):
+        running.configure(b=running.engine.vms["b"].config)
+        until(lambda: not a.frontend.connected)
+        assert os.listdir(running.folder) == ["b.sock"]
+    gone(running, "b")
+
+
+def test_no_change_is_no_action_and_publishes_what_is(running: Running):
+    running.pair()
+    assert running.do(running.engine.reconfigure, running.engine.config) == ()
+
+
+def test_filters_change_under_a_connected_guest(running: Running):
+    """A new address, another VLAN: the guest notices nothing but its frames."""
+    running.pair()
+    b_config = running.engine.vms["b"].config
+    with running.guest("a") as a, running.guest("b") as b:
+        running.configure(a=running.vm("a", mac=(MACS[0], MACS[6])), b=b_config)
+        b.send([frame(MACS[6], b.mac, 1)])
+        assert a.receive(1) == [frame(MACS[6], b.mac, 1)]
+        running.configure(a=running.vm("a", vlan=9), b=b_config)
+        b.send([frame(a.mac, b.mac, 2)])
+        assert b.sent()
+        until(lambda: running.show("vms", "b")["drops"] == {"no_filter": 1})
+        assert a.frontend.connected
+        running.configure(a=running.vm("a"), b=b_config)
+        exchange(a, b)
+
+
+def test_a_configured_address_is_taken_from_whoever_learned_it(running: Running):
+    """One owner an address; a learned one has the weaker claim."""
+    a = running.vm("a", 1, learn=(FCOE,))
+    running.configure(a=a)
+    taken, kept = (mac_number(f"0e:fc:00:00:00:0{digit}") for digit in "12")
+    assert running.do(running.engine.vms["a"].learn, taken)
+    assert running.do(running.engine.vms["a"].learn, kept)
+
+    running.configure(a=a, b=running.vm("b", mac=("0e:fc:00:00:00:01",)))
+
+    assert {row["mac"]: row["vm"] for row in running.show("filters")} == {
+        MACS[0]: "a",
+        "0e:fc:00:00:00:02": "a",
+        "0e:fc:00:00:00:01": "b",
+    }
+    running.configure(a=running.vm("a", 1, learn=(FCOE,), vlan=7))
+    assert running.show("vms", "a")["learned"] == []
+
+
+@pytest.mark.parametrize("taken", ["listened on", "a file"])
+def test_a_configuration_that_cannot_be_had_changes_nothing(running: Running, taken: str):
+    """One line with file, key and remedy; the old configuration is in force, also where it had changed already."""
+    running.pair()
+    old = running.engine.config
+    with running.guest("a") as a, running.guest("b") as b, socket.socket(socket.AF_UNIX) as other:
+        if taken == "a file":
+            Path(running.path("z")).write_text("mine")
+        else:
+            other.bind(running.path("z"))
+            other.listen(1)
+        session = running.engine.vms["a"].session
+        before = held(running)
+        with pytest.raises(HostError, match=r"test.toml: \[vm.z\] socket: ") as refused:
+            running.configure(
+                {"lan": NO_FRAMES},
+                a=running.vm("a", mac=(MACS[7],)),
+                c=running.vm("c", 3, uplink="lan"),
+                z=running.vm("z", 4),
+            )
+        assert refused.value.remedy
+        assert running.engine.config == old
+        assert running.engine.vms["a"].session is session
+        assert sorted(os.listdir(running.folder)) == ["a.sock", "b.sock", "z.sock"]
+        assert held(running) == before
+        assert running.show("uplinks") == []
+        exchange(a, b)
+
+
+def test_what_is_lost_in_a_failed_change_is_said_and_can_be_asked_for_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """A replaced uplink fails, and cannot be had back either: what there is, is in force."""
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2))
+    old = running.engine.config
+
+    def refuse(*_: object) -> None:
+        raise HostError("[uplink.lan] device", "it is gone", "plug it in")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open_uplink", refuse)
+        with pytest.raises(HostError, match="it is gone"):
+            running.configure(
+                {"lan": Memory(count=0, mtu=1400)}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2)
+            )
+    assert running.engine.config.uplinks == {}
+    assert any("[uplink.lan] device: it is gone" in line for line in running.log.lines)
+    running.do(running.engine.reconfigure, old)
+    assert running.engine.config == old
+    assert running.show("uplinks", "lan")["state"] == "up"
+
+
+def test_a_processor_that_is_not_the_engine_s_is_refused(running: Running):
+    with pytest.raises(ConfigError, match=r"\[vm.a\] processor: 4000 is not one of the engine's"):
+        running.configure(a=running.vm("a", processor=4000))
+    assert running.engine.vms == {}
+
+
+def test_limits_are_said_in_words(running: Running, monkeypatch: pytest.MonkeyPatch):
+    """Too many VMs, receive queues, uplinks."""
+    running.configure(a=running.vm("a"))
+    monkeypatch.setattr(state, "MAX_VPORTS", 1)
+    with pytest.raises(ConfigError, match="too many VMs"):
+        running.configure(a=running.vm("a"), b=running.vm("b", 2))
+    monkeypatch.undo()
+    monkeypatch.setattr(state, "MAX_QUEUES", 3)
+    with pytest.raises(ConfigError, match="no receive queues are left"):
+        running.configure(a=running.vm("a"), b=running.vm("b", 2, queue_pairs=3))
+    monkeypatch.undo()
+    monkeypatch.setattr(state, "MAX_LANES", 1)
+    with pytest.raises(ConfigError, match="too many uplinks"):
+        running.configure({"x": NO_FRAMES, "y": NO_FRAMES}, a=running.vm("a"))
+    assert list(running.engine.vms) == ["a"]
+    assert running.engine.uplinks == {}
+
+
+def test_numbers_of_removed_vms_are_used_again(running: Running):
+    """Rows are few; a reused one starts from zero."""
+    running.configure(
+        a=running.vm("a", 1, queue_pairs=3), b=running.vm("b", 2), c=running.vm("c", 3, queue_pairs=2)
+    )
+    running.engine.segment.rows["queue_state"][3]["frames_to_guest"] = 99
+    running.configure(a=running.vm("a", 1, queue_pairs=3), c=running.vm("c", 3, queue_pairs=2))
+    running.configure(
+        a=running.vm("a", 1, queue_pairs=3), c=running.vm("c", 3, queue_pairs=2), d=running.vm("d", 4)
+    )
+    places = {name: (vm.number, vm.first_queue) for name, vm in running.engine.vms.items()}
+    assert places == {"a": (0, 0), "d": (1, 3), "c": (2, 4)}
+    assert running.show("vms", "d")["frames_to_guest"] == 0
+
+
+# --- uplinks ----------------------------------------------------------------------------------------------------
+
+
+def test_what_no_filter_names_leaves_by_the_uplink(running: Running):
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", 1, uplink="lan"))
+    with running.guest("a") as a:
+        a.send([frame(MACS[40], a.mac, number) for number in range(5)])
+        assert a.sent()
+        until(lambda: running.show("uplinks", "lan")["frames_to_wire"] == 5)
+
+
+def test_an_announcement_leaves_through_the_uplink(running: Running, monkeypatch: pytest.MonkeyPatch):
+    """SEND_RARP after a migration."""
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", 1, uplink="lan", vlan=7), b=running.vm("b", 2))
+    sent: list[bytes] = []
+    monkeypatch.setattr(running.engine.uplinks["lan"].uplink, "send", sent.append)
+    with running.guest("a") as a, running.guest("b") as b:
+        for guest in (a, b):
+            guest.frontend.tell(Request.SEND_RARP, struct.pack("=Q", mac_number(guest.mac)))
+    (one,) = sent
+    assert one[6:12] == bytes.fromhex(MACS[0].replace(":", ""))
+    assert one[12:18] == b"\x81\x00\x00\x07\x80\x35"
+
+
+def test_a_paused_engine_takes_nothing_from_the_wire(running: Running):
+    """Until its guests are there; then what the uplink makes is for its VMs in turn."""
+    running.engine.paused = True
+    running.configure(
+        {"lan": Memory(count=8, flows=2)},
+        a=running.vm("a", 1, uplink="lan"),
+        b=running.vm("b", 2, uplink="lan"),
+    )
+    with running.guest("a") as a, running.guest("b") as b:
+        assert running.show("uplinks", "lan")["frames_from_wire"] == 0
+        running.engine.paused = False
+        running.do(running.engine.publish)
+        assert [len(one.receive(4)) for one in (a, b)] == [4, 4]
+        assert running.show("uplinks", "lan")["frames_from_wire"] == 8
+
+
+# --- properties -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(configs(Path("/x")), configs(Path("/x")))
+def test_applying_a_plan_gives_the_sockets_and_filters_of_the_new_configuration(old: Config, new: Config):
+    """From `old`, and nothing else; back to nothing leaves nothing."""
+    with tempfile.TemporaryDirectory() as folder, Running(Path(folder)) as running:
+
+        def here(config: Config) -> Config:
+            vms = {
+                name: Vm(
+                    **{key: getattr(vm, key) for key in vm.__struct_fields__}
+                    | {"socket": folder + vm.socket[2:]}
+                )
+                for name, vm in config.vms.items()
+            }
+            return Config(uplinks=config.uplinks, vms=vms)
+
+        for config in (here(old), here(new), Config()):
+            running.do(running.engine.reconfigure, config)
+            expected = sorted(Path(vm.socket).name for vm in config.vms.values())
+            assert sorted(os.listdir(folder)) == expected
+            assert sorted(
+                (row["vm"], row["mac"], row["vlan"], row["uplink"])
+                for row in map(flat, running.show("filters"))
+            ) == sorted(
+                (name, mac, vm.vlan or 0, vm.uplink or "")
+                for name, vm in config.vms.items()
+                for mac in vm.mac
+            )
+            assert published_filters(running.engine) == {
+                (mac, vm.vlan or 0, vm.uplink, name) for name, vm in config.vms.items() for mac in vm.mac
+            }
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"vlan": row["vlan"] or 0, "uplink": row["uplink"] or ""}
+
+
+def published_filters(engine: Engine) -> set[tuple[str, int, str | None, str]]:
+    """What the kernels see."""
+    from vmq.jit import at
+
+    tables = at(int(engine.segment.engine["tables"]), 1, state.tables)[0]
+    rows = at(int(tables["buckets"]), int(tables["bucket_mask"]) + 1, state.bucket)
+    names = {vm.number: vm.name for vm in engine.vms.values()}
+    uplinks = {opened.number: name for name, opened in engine.uplinks.items()}
+    found = set()
+    for row in rows[rows["key"] >= 0]:
+        mac, vlan = int(row["key"]) & ((1 << 48) - 1), int(row["key"]) >> 48
+        if mac_text(mac) != BROADCAST:
+            found.add((mac_text(mac), vlan, uplinks.get(int(row["uplink"])), names[int(row["vport"])]))
+    return found
+
+
+# --- processors -------------------------------------------------------------------------------------------------
+
+
+@two_processors
+def test_vms_are_spread_and_talk_across_processors(tmp_path: Path):
+    """The one with the fewest VMs, unless it asks for another."""
+    with Running(tmp_path, tuple(TWO_CPUS)) as running:
+        running.configure(
+            a=running.vm("a", 1),
+            b=running.vm("b", 2),
+            c=running.vm("c", 3, processor=TWO_CPUS[0]),
+            d=running.vm("d", 4),
+        )
+        cpus = {row["name"]: row["processors"] for row in running.show("vms")}
+        assert cpus == {"a": [TWO_CPUS[0]], "b": [TWO_CPUS[1]], "c": [TWO_CPUS[0]], "d": [TWO_CPUS[1]]}
+        with running.guest("a") as a, running.guest("b") as b:
+            exchange(a, b, 10)
+
+
+@two_processors
+def test_a_vm_moves_to_another_processor_under_its_guest(tmp_path: Path):
+    """Reload with another `processor`: connection and rings stay, nobody serves a ring twice."""
+    with Running(tmp_path, tuple(TWO_CPUS)) as running:
+        b_config = running.vm("b", 2, processor=TWO_CPUS[0])
+        running.configure(a=running.vm("a", 1, processor=TWO_CPUS[0]), b=b_config)
+        with running.guest("a") as a, running.guest("b") as b:
+            session = running.engine.vms["a"].session
+            for number in (1, 0, 1):
+                running.configure(a=running.vm("a", 1, processor=TWO_CPUS[number]), b=b_config)
+                assert running.show("vms", "a")["processors"] == [TWO_CPUS[number]]
+                exchange(a, b)
+            assert running.engine.vms["a"].session is session
+        gone(running, "a", "b")
+
+
+def test_a_dead_processor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """H28.5: never silent."""
+
+    def broken(_address: int) -> None:
+        raise RuntimeError("in a kernel")
+
+    def make() -> Engine:
+        monkeypatch.setattr("vmq.worker.loop.run", broken)
+        return Engine("test.toml", (FIRST_CPU,), "a test")
+
+    running = Running(tmp_path, make=make)
+    until(lambda: running.problems)
+    assert str(running.problems[0]) == "in a kernel"
+    running.configure(a=running.vm("a"))  # nobody waits for it
+    running.close()
+
+
+def test_a_stuck_processor_ends_the_engine_and_its_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What it may still use stays mapped; nothing waits for ever."""
+    monkeypatch.setattr("vmq.publisher.SETTLE_SECONDS", 0.05)
+    running = Running(tmp_path)
+    running.pair()
+    monkeypatch.setattr(running.engine.publisher, "reached", lambda: 0)
+    running.close()
+    assert os.listdir(tmp_path) == []
+    assert [type(problem) for problem in running.problems] == [TimeoutError]
+
+
+def test_everything_is_given_back_at_the_end(tmp_path: Path):
+    """Threads, sockets, descriptors, mappings, the anchor: with guests connected."""
+    import threading
+
+    before = open_files(), guest_maps(), threading.active_count()
+    maps = Path("/proc/self/maps").read_text().count("\n")
+    for _round in range(5):
+        running = Running(tmp_path)
+        running.configure(
+            {"lan": NO_FRAMES}, a=running.vm("a", 1, uplink="lan"), b=running.vm("b", 2, uplink="lan")
+        )
+        a, b = running.guest("a").start(), running.guest("b").start()
+        exchange(a, b)
+        running.close()
+        assert os.listdir(tmp_path) == []
+        a.close()
+        b.close()
+    assert (open_files(), guest_maps(), threading.active_count()) == before
+    assert Path("/proc/self/maps").read_text().count("\n") < maps + 60
+
+
+def test_an_engine_that_was_never_started_can_be_closed(tmp_path: Path):
+    """Something before it could not be opened."""
+    before = open_files()
+
+    async def make_and_close() -> None:
+        Engine("test.toml", (FIRST_CPU,), "a test").close()
+
+    asyncio.run(make_and_close())
+    assert open_files() == before
