@@ -33,7 +33,7 @@ ABI_FUNCTIONS = {
 }
 # Tests of what is larger than one source file.
 WITHOUT_SOURCE = {"test_architecture.py", "test_conftest.py"}
-FOLDERS_WITHOUT_SOURCE = {"vm", "interop", "hostile", "e2e"}
+FOLDERS_WITHOUT_SOURCE = {"vm", "dpdk", "hostile", "bench"}
 
 
 def sources(folder: str = "") -> list[Path]:
@@ -264,10 +264,23 @@ def test_functions_named_in_the_architecture_exist():
         for node in ast.walk(tree(path))
         if isinstance(node, Function | ast.ClassDef)
     }
-    text = (DOCS / "architecture.md").read_text()
+    text = "".join((DOCS / name).read_text() for name in ("architecture.md", "conformance.md"))
     named = {found.rpartition(".")[2] for found in re.findall(r"`([\w.]+)\([^`)]*\)`", text)}
     nothing(sorted(named - defined))
     assert named, "docs/architecture.md names no function"
+
+
+def test_tests_named_in_the_documents_exist() -> None:
+    """docs/conformance.md names a test for every demand."""
+    written = {
+        node.name
+        for path in Path(__file__).parent.rglob("test_*.py")
+        for node in ast.walk(tree(path))
+        if isinstance(node, Function)
+    }
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "conformance.md").read_text()))
+    nothing(sorted(named - written))
+    assert named
 
 
 def drop_names() -> list[str]:

@@ -144,7 +144,10 @@ def test_a_record_is_changed_in_place_and_its_neighbours_are_not():
 def test_numbers_are_read_and_written_at_any_alignment(shift):
     data = np.zeros(40, np.uint8)
     data[shift : shift + 15] = range(1, 16)
-    expected = [int.from_bytes(data[shift + a : shift + b].tobytes(), "little") for a, b in ((0, 1), (1, 3), (3, 7), (7, 15))]
+    expected = [
+        int.from_bytes(data[shift + a : shift + b].tobytes(), "little")
+        for a, b in ((0, 1), (1, 3), (3, 7), (7, 15))
+    ]
     assert list(peek_all(address_of(data) + shift)) == expected
     poke_all(address_of(data) + shift, 0x1_8899_AABB)
     assert data[shift : shift + 7].tobytes() == bytes.fromhex("bbbbaabbaa9988")
@@ -203,7 +206,9 @@ def test_widening_keeps_64_bits():
 def test_what_is_compiled_is_told_by_name():
     names: list[str] = []
     with watch_compilation(names.append):
-        compile_for(compiled_late, "int32")  # a signature that nobody asks for, so that the cache does not know it
+        compile_for(
+            compiled_late, "int32"
+        )  # a signature that nobody asks for, so that the cache does not know it
     assert compiled_late(1) == 2
     assert set(names) <= {"compiled_late"}
 
@@ -222,13 +227,24 @@ def key(**environment: str) -> str:
     code = "import numba; from vmq import jit; print(numba.config.CACHE_DIR)"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "VMQ_"))}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     return done.stdout.strip()
 
 
 def test_the_cache_lies_where_it_is_asked_to_and_is_private(tmp_path):
-    for variable, below in (("VMQ_CACHE_DIR", ""), ("CACHE_DIRECTORY", "kernels"), ("XDG_CACHE_HOME", "vmq"), ("HOME", ".cache/vmq")):
+    for variable, below in (
+        ("VMQ_CACHE_DIR", ""),
+        ("CACHE_DIRECTORY", "kernels"),
+        ("XDG_CACHE_HOME", "vmq"),
+        ("HOME", ".cache/vmq"),
+    ):
         base = tmp_path / variable
         others = {"XDG_CACHE_HOME": "", "CACHE_DIRECTORY": ""}
         place = Path(key(**others | {variable: str(base)}))
@@ -244,7 +260,10 @@ def test_a_child_finds_its_own_cache_and_not_that_of_its_parent(tmp_path):
 
 def test_flags_and_bounds_checks_have_caches_of_their_own(tmp_path):
     """Numba's own key misses the flag, and would run unchecked code in the checked pass."""
-    places = {key(VMQ_CACHE_DIR=str(tmp_path), **flags) for flags in ({}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "1"})}
+    places = {
+        key(VMQ_CACHE_DIR=str(tmp_path), **flags)
+        for flags in ({}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "1"})
+    }
     assert len(places) == 3
 
 
@@ -283,7 +302,9 @@ def test_a_kernel_holds_no_lock_of_the_interpreter():
 
 # --- signals -------------------------------------------------------------------------------------------------
 
-SEEN = 0x2100_0000_0000  # a number compiled into cached code: memory of this run lies there in the next one too
+SEEN = (
+    0x2100_0000_0000  # a number compiled into cached code: memory of this run lies there in the next one too
+)
 
 
 @kernel
@@ -313,7 +334,9 @@ handler = signal_handler(note_signal)
 @pytest.mark.compiled
 def test_a_kernel_is_a_signal_handler():
     """In a process of its own: the handler of a test must not outlive it."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 

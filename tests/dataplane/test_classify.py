@@ -65,7 +65,9 @@ def test_filters_are_found_and_nothing_else_is(count):
                     got = lookup(tables, np.int64(mac), np.int64(vlan), np.int64(uplink))
                     assert int(got) == model.get((mac, vlan, uplink), state.NONE)
         groups = {(vlan, uplink) for _, vlan, uplink in keys}
-        found = [int(lookup(tables, np.int64(MAC_BROADCAST), np.int64(vlan), np.int64(up))) for vlan, up in groups]
+        found = [
+            int(lookup(tables, np.int64(MAC_BROADCAST), np.int64(vlan), np.int64(up))) for vlan, up in groups
+        ]
         assert sorted(found) == list(range(len(groups)))
     finally:
         segment.close()
@@ -103,7 +105,9 @@ def test_a_frame_from_a_guest_stays_in_the_vlan_of_its_port(vlan, tag):
     with Rig() as rig:
         wire = rig.uplink(sink=1 << 12)
         sender = rig.vm(A, uplink=wire, vlan=vlan)
-        neighbours = {number: rig.vm(mac, uplink=wire, vlan=number) for number, mac in ((0, B), (10, C), (20, D))}
+        neighbours = {
+            number: rig.vm(mac, uplink=wire, vlan=number) for number, mac in ((0, B), (10, C), (20, D))
+        }
         for one in neighbours.values():
             one.post(4)
         for to in (B, C, D, BROADCAST):
@@ -203,7 +207,11 @@ def test_link_local_frames_cross_where_the_uplink_says_so(forward):
     """ieee-802.1Q §8.6.3: 01:80:c2:00:00:00 to 0f; 10 and above are ordinary groups."""
     groups = [f"01:80:c2:00:00:{last:02x}" for last in (0, 0xF)]
     with Rig() as rig:
-        wire = rig.uplink(frames=[frame(to, D) for to in [*groups, "01:80:c2:00:00:10"]], sink=1 << 12, forward_link_local=forward)
+        wire = rig.uplink(
+            frames=[frame(to, D) for to in [*groups, "01:80:c2:00:00:10"]],
+            sink=1 << 12,
+            forward_link_local=forward,
+        )
         sender, inside, member = rig.vm(A, uplink=wire), rig.vm(B), rig.vm(C, uplink=wire)
         rig.vm(D)
         member.post(8)
@@ -213,7 +221,9 @@ def test_link_local_frames_cross_where_the_uplink_says_so(forward):
         rig.run()
         assert inside.sent_drops() == {"link_local": 1}
         if forward:
-            assert member.received() == [frame(to, D) for to in [*groups, "01:80:c2:00:00:10"]] + [frame(LINK_LOCAL, A)]
+            assert member.received() == [frame(to, D) for to in [*groups, "01:80:c2:00:00:10"]] + [
+                frame(LINK_LOCAL, A)
+            ]
             assert rig.left() == [frame(LINK_LOCAL, A)]
         else:
             assert member.received() == [frame("01:80:c2:00:00:10", D)]
@@ -240,7 +250,9 @@ def test_a_round_takes_no_more_frames_than_its_floods_have_room_for():
 def test_deliveries_of_one_queue_are_in_the_order_of_the_burst():
     """Whatever stands between them for other queues."""
     with Rig() as rig:
-        burst = [frame(to, D, 60 + place) for place, to in enumerate([A, B, BROADCAST, B, A, A, BROADCAST, B] * 4)]
+        burst = [
+            frame(to, D, 60 + place) for place, to in enumerate([A, B, BROADCAST, B, A, A, BROADCAST, B] * 4)
+        ]
         wire = rig.uplink(frames=burst)
         vms = {mac: rig.vm(mac, uplink=wire) for mac in (A, B)}
         for vm in vms.values():

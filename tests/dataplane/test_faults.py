@@ -152,12 +152,16 @@ print("alive")
 @pytest.mark.parametrize("kind", ["all", "tail"])
 def test_a_truncated_file_stops_its_port_while_the_neighbour_goes_on(kind):
     """A real SIGBUS in a kernel, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, kind], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, kind], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 @pytest.mark.compiled
 def test_a_truncated_file_of_our_own_ends_the_process():
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "own"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "own"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == -signal.SIGBUS
     assert "alive" not in done.stdout

@@ -45,7 +45,12 @@ def exchange(rig: Rig, sender: Vm, receiver: Vm) -> list[bytes]:
     return receiver.received()
 
 
-@given(size=st.integers(14, 600), cuts=st.sets(st.integers(1, 25), max_size=20), more=st.sets(st.integers(26, 611)), indirect=st.booleans())
+@given(
+    size=st.integers(14, 600),
+    cuts=st.sets(st.integers(1, 25), max_size=20),
+    more=st.sets(st.integers(26, 611)),
+    indirect=st.booleans(),
+)
 def test_a_frame_arrives_however_its_chain_is_cut(size, cuts, more, indirect):
     """H6.3, H6.4: the packet header and the head of the frame may lie in any number of buffers (ANY_LAYOUT)."""
     data = frame(B, A, size)

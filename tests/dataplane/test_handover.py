@@ -46,7 +46,11 @@ def test_frames_of_both_directions_keep_their_order_across_many_wraps(size):
             for sender, receiver in ((left, right), (right, left)):
                 receiver.post(len(receiver.to_guest.free), 1600)
                 for number in range(sent, sent + 2):
-                    sender.send(numbered(A if sender is right else B, B if sender is right else A, number, 60 + step * 12))
+                    sender.send(
+                        numbered(
+                            A if sender is right else B, B if sender is right else A, number, 60 + step * 12
+                        )
+                    )
             rig.publish()
             rig.run()
             for receiver in (left, right):

@@ -438,7 +438,10 @@ def test_two_workers_pass_frames_to_each_other(started):
     rig.publish()
     started(rig)
     for number in range(50):
-        for sender, receiver, kick, (to, source) in ((left, right, kicks[0], (B, A)), (right, left, kicks[1], (A, B))):
+        for sender, receiver, kick, (to, source) in (
+            (left, right, kicks[0], (B, A)),
+            (right, left, kicks[1], (A, B)),
+        ):
             receiver.post(1, 128)
             sender.send(numbered(to, source, number))
             os.eventfd_write(kick, 1)
@@ -500,5 +503,7 @@ def test_every_drop_and_fault_that_guests_and_replays_can_cause_is_caused_by_som
     """The names that these files assert on; those of real wires are test_packet's, test_tap's and test_wire's."""
     here = Path(__file__).parent
     text = "".join(path.read_text() for path in here.glob("test_*.py"))
-    missing = [name for name, _ in (*state.DROPS, *state.FAULTS[1:]) if name not in text and name.upper() not in text]
+    missing = [
+        name for name, _ in (*state.DROPS, *state.FAULTS[1:]) if name not in text and name.upper() not in text
+    ]
     assert missing == []

@@ -87,12 +87,16 @@ def test_translation_agrees_with_unbounded_integers(where, address):
         assert tuple(int(value) for value in got) == where.model(address)
 
 
-@given(where=regions(), address=st.sampled_from(EDGES), length=st.sampled_from([e for e in EDGES if e < LIMIT]))
+@given(
+    where=regions(), address=st.sampled_from(EDGES), length=st.sampled_from([e for e in EDGES if e < LIMIT])
+)
 def test_buffers_become_pieces_as_unbounded_integers_say(where, address, length):
     """A buffer is memory when each of its bytes is; across adjacent regions it has several pieces."""
     pieces = np.zeros(3, state.piece)
     with np.errstate(over="ignore"):  # past a region that ends at 2^63: negative, and so outside
-        got = append(where.tables, where.port, where.ring, pieces, np.int64(0), as_loaded(address), np.int64(length))
+        got = append(
+            where.tables, where.port, where.ring, pieces, np.int64(0), as_loaded(address), np.int64(length)
+        )
     expected = where.model_pieces(address, length, len(pieces))
     assert int(got) == (state.NONE if expected is None else len(expected))
     if expected is not None:
@@ -156,7 +160,16 @@ def test_contiguous_bytes_are_fetched_in_place_and_others_gathered():
         def get(address: int, room: int = 8) -> int:
             rest = pieces[:room]
             return int(
-                fetch(tables, port, ring, rest, np.int64(0), np.int64(address), np.int64(16), address_of(scratch))
+                fetch(
+                    tables,
+                    port,
+                    ring,
+                    rest,
+                    np.int64(0),
+                    np.int64(address),
+                    np.int64(16),
+                    address_of(scratch),
+                )
             )
 
         assert get(0x10000) == vm.memory.host(0x10000)

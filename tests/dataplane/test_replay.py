@@ -21,7 +21,10 @@ def test_a_recording_is_played_as_often_as_it_is_asked_for():
         assert [rig.step() for _ in range(3)] == [64, 56, 0]
         assert vm.received() == frames * 4
         assert [int(rig.lane_state()[name]) for name in ("cursor", "lap")] == [0, 4]
-        assert [int(rig.lane_state()[name]) for name in ("frames_from_wire", "bytes_from_wire")] == [120, 7200]
+        assert [int(rig.lane_state()[name]) for name in ("frames_from_wire", "bytes_from_wire")] == [
+            120,
+            7200,
+        ]
 
 
 def test_without_a_number_of_laps_it_is_played_for_ever():
@@ -44,7 +47,9 @@ TO = st.sampled_from([A, B, C, BROADCAST, NOBODY])
 
 @given(
     targets=st.lists(TO, min_size=1, max_size=150),
-    posts=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30),
+    posts=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30
+    ),
     laps=st.integers(1, 3),
     workers=st.sampled_from([1, 2]),
 )
@@ -53,7 +58,9 @@ def test_a_lossless_lane_loses_and_doubles_nothing(targets, posts, laps, workers
     frames = [numbered(to, D, number) for number, to in enumerate(targets)]
     with Rig(workers=workers, handover=4096) as rig:
         wire = rig.uplink(frames=frames, laps=laps, lossless=True)
-        vms = {mac: rig.vm(mac, uplink=wire, workers=(place % workers,)) for place, mac in enumerate((A, B, C))}
+        vms = {
+            mac: rig.vm(mac, uplink=wire, workers=(place % workers,)) for place, mac in enumerate((A, B, C))
+        }
         rig.publish()
         got: dict[str, list[int]] = {mac: [] for mac in vms}
 

@@ -38,7 +38,11 @@ from vmq.dataplane import state
 from vmq.dataplane.split import ask_for_kicks, available, give_back, publish, refuse_kicks
 
 UNMAPPED = 1 << 40
-REGIONS = [(0x10000, 0x20000), (0x30000, 0x8000), (0x40000, 0x20000)]  # the first two are adjacent, then a hole
+REGIONS = [
+    (0x10000, 0x20000),
+    (0x30000, 0x8000),
+    (0x40000, 0x20000),
+]  # the first two are adjacent, then a hole
 SIZE = 64
 PATHS = ["from_guest", "to_guest", "to_guest_mergeable"]
 
@@ -184,7 +188,9 @@ def chain_of(*buffers: tuple[int, int, int]) -> Callable[[Attack], None]:
     return write
 
 
-def table_of(length: int, *entries: tuple[int, int, int], flags: int = 0, table: int | None = None) -> Callable[[Attack], None]:
+def table_of(
+    length: int, *entries: tuple[int, int, int], flags: int = 0, table: int | None = None
+) -> Callable[[Attack], None]:
     """A chain in an indirect table of `length` bytes."""
 
     def write(attack: Attack) -> None:
@@ -276,7 +282,9 @@ def test_indirect_tables_are_refused_when_they_were_not_negotiated(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("table", [None, 0x30000 - 8], ids=["within a region", "across adjacent regions (H8.7)"])
+@pytest.mark.parametrize(
+    "table", [None, 0x30000 - 8], ids=["within a region", "across adjacent regions (H8.7)"]
+)
 @pytest.mark.parametrize("ahead", [0, 1], ids=["alone", "after normal descriptors"])
 def test_indirect_tables_work(path, table, ahead):
     """virtio-1.2 §2.7.5.3.1: also behind normal descriptors of the same chain."""
@@ -293,7 +301,9 @@ def test_indirect_tables_work(path, table, ahead):
         attack.ring.offer(0)
         before = int(attack.neighbour.books()["frames_to_guest"])
         attack.step()
-        assert [(head, length) for head, length, _ in attack.ring.harvest()] == [(0, 212 if attack.to_guest else 0)]
+        assert [(head, length) for head, length, _ in attack.ring.harvest()] == [
+            (0, 212 if attack.to_guest else 0)
+        ]
         if attack.to_guest:
             assert attack.vm.memory.read(attack.buffer, 212)[HEADER:] == frame(A, C, 200)
         else:
@@ -311,7 +321,9 @@ def test_an_empty_buffer_at_a_good_address_is_legal(path):
         attack.entry(3, attack.buffer + 12, length)
         attack.ring.offer(0)
         attack.step()
-        assert [(head, length) for head, length, _ in attack.ring.harvest()] == [(0, 212 if attack.to_guest else 0)]
+        assert [(head, length) for head, length, _ in attack.ring.harvest()] == [
+            (0, 212 if attack.to_guest else 0)
+        ]
         assert set(attack.drops()) <= {"to_guest_no_buffer"}
 
 
@@ -337,7 +349,9 @@ def test_a_chain_of_as_many_bytes_as_descriptors_works(path):
         attack.ring.offer(0)
         attack.step()
         if attack.to_guest:
-            assert attack.drops() == {"to_guest_no_buffer" if path.endswith("mergeable") else "to_guest_too_long": 32}
+            assert attack.drops() == {
+                "to_guest_no_buffer" if path.endswith("mergeable") else "to_guest_too_long": 32
+            }
         else:
             assert frame(B, A, SIZE - HEADER) in attack.neighbour.received()
 
@@ -392,7 +406,12 @@ def need_event(event: int, new: int, old: int) -> bool:
     return any((old + step) & 0xFFFF == event for step in range((new - old) & 0xFFFF))
 
 
-@given(old=U16, count=st.integers(0, SIZE), event=st.one_of(st.integers(-2, SIZE + 2), U16), relative=st.booleans())
+@given(
+    old=U16,
+    count=st.integers(0, SIZE),
+    event=st.one_of(st.integers(-2, SIZE + 2), U16),
+    relative=st.booleans(),
+)
 def test_with_event_idx_the_driver_is_called_when_its_event_was_passed(old, count, event, relative):
     with Rig() as rig:
         vm = started(rig, EVENT_IDX)

@@ -8,14 +8,29 @@ import pytest
 
 from vmq.dataplane import state
 
-ROWS = ("tables", "vport", "queue", "virtqueue", "lane", "engine", "worker", "queue_state", "ring_state", "port_state", "lane_state")
+ROWS = (
+    "tables",
+    "vport",
+    "queue",
+    "virtqueue",
+    "lane",
+    "engine",
+    "worker",
+    "queue_state",
+    "ring_state",
+    "port_state",
+    "lane_state",
+)
 
 
 def test_each_drop_has_one_name_one_sentence_and_its_constant():
     names = [name for name, _ in state.DROPS]
     assert len(set(names)) == len(names) <= state.DROP_COUNT
     assert [getattr(state, name.upper()) for name in names] == list(range(len(names)))
-    assert all(sentence and sentence == sentence.strip() and not sentence.endswith(".") for _, sentence in state.DROPS)
+    assert all(
+        sentence and sentence == sentence.strip() and not sentence.endswith(".")
+        for _, sentence in state.DROPS
+    )
 
 
 def test_each_fault_has_one_name_and_its_constant():

@@ -83,7 +83,12 @@ def test_bytes_arrive_however_the_buffers_are_cut(chains, sizes, tags, mergeable
         wanted, wanted_drops = [], {"to_guest_no_buffer": 0, "to_guest_too_long": 0}
         for data in frames:
             need, taken = len(data) + HEADER, 0
-            while taken < len(rooms) and need > 0 and (taken == 0 or mergeable) and (taken == 0 or rooms[0] >= HEADER):
+            while (
+                taken < len(rooms)
+                and need > 0
+                and (taken == 0 or mergeable)
+                and (taken == 0 or rooms[0] >= HEADER)
+            ):
                 need -= rooms[taken]
                 taken += 1
             if need <= 0:
@@ -149,7 +154,9 @@ def test_one_frame_claims_a_bounded_number_of_buffers():
 def test_what_is_longer_than_the_mtu_of_the_port_is_dropped_and_a_tag_does_not_count():
     """H15.3, H15.4: 1514 bytes and 1518 with a tag are in, one more is not."""
     with Rig() as rig:
-        wire = rig.uplink(frames=[frame(A, B, 1514), frame(A, B, 1514, vlan=0x2000), frame(A, B, 1515), frame(A, B, 9018)])
+        wire = rig.uplink(
+            frames=[frame(A, B, 1514), frame(A, B, 1514, vlan=0x2000), frame(A, B, 1515), frame(A, B, 9018)]
+        )
         vm = rig.vm(A, uplink=wire)
         vm.post(8, 16384)
         rig.publish()
@@ -233,7 +240,9 @@ def test_a_batch_is_one_indication_and_falls_into_its_bin():
         assert int(vm.books()["indications"]) == 7
 
 
-@pytest.mark.parametrize(("frames", "index"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (127, 6), (128, 7), (100000, 7)])
+@pytest.mark.parametrize(
+    ("frames", "index"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (127, 6), (128, 7), (100000, 7)]
+)
 def test_the_last_bin_takes_all_larger_batches(frames, index):
     assert int(bin_of(np.int64(frames))) == index
 

@@ -37,7 +37,18 @@ from tests.dataplane.rig import (
 from vmq.abi.ethernet import mac_number
 
 COUNTERS = ("rounds", "bursts", "event_head", "frame_count", "delivery_count", "claim_count")
-EDGES = (0, 1, 0x10000, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 16, (1 << 64) - 1)
+EDGES = (
+    0,
+    1,
+    0x10000,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 16,
+    (1 << 64) - 1,
+)
 
 
 class Trace:
@@ -46,7 +57,9 @@ class Trace:
         self.rig = rig = Rig(workers=2, handover=8192)
         chosen = self.random.choices([A, B, C, BROADCAST, NOBODY, LINK_LOCAL], k=400)
         frames = [
-            frame(to, D, self.random.choice((60, 300, 1514, 1600)), self.random.choice((None, None, 0x2000, 7)))
+            frame(
+                to, D, self.random.choice((60, 300, 1514, 1600)), self.random.choice((None, None, 0x2000, 7))
+            )
             for to in chosen
         ]
         wire = rig.uplink(frames=frames, lossless=True, laps=0, sink=1 << 14)
@@ -62,7 +75,12 @@ class Trace:
         rig.publish()
 
     def steps(self, count: int) -> None:
-        actions = [self.send] * 6 + [self.post] * 4 + [self.raw] * 2 + [self.suppress, self.toggle, self.restart, self.move]
+        actions = (
+            [self.send] * 6
+            + [self.post] * 4
+            + [self.raw] * 2
+            + [self.suppress, self.toggle, self.restart, self.move]
+        )
         for _ in range(count):
             vm = self.random.choice(self.rig.vms)
             self.random.choice(actions)(vm)
@@ -93,11 +111,15 @@ class Trace:
         if not ring.free:
             return
         place = ring.free.popleft()
-        address = (self.random.choice([*EDGES, 0x17FFF, 0x1FFFF, 0x40000]) + self.random.randrange(-1, 2)) % (1 << 64)
+        address = (self.random.choice([*EDGES, 0x17FFF, 0x1FFFF, 0x40000]) + self.random.randrange(-1, 2)) % (
+            1 << 64
+        )
         length = self.random.choice([0, 1, 12, 16, 26, 32, 200, (1 << 31) - 1, (1 << 32) - 1])
         if ring.to_guest:  # nothing of it may be memory: there is no shadow of what it would hold
             address |= 1 << 50
-        ring.describe(place, address, length, self.random.randrange(8), self.random.choice([place, 0, 31, 32, 65535]))
+        ring.describe(
+            place, address, length, self.random.randrange(8), self.random.choice([place, 0, 31, 32, 65535])
+        )
         ring.offer(self.random.choice([place] * 6 + [32, 65535]) if self.random.random() < 0.9 else place)
         if not ring.to_guest and self.random.random() < 0.02:
             ring.show(self.random.randrange(65536))
@@ -105,7 +127,9 @@ class Trace:
     def suppress(self, vm: Vm) -> None:
         ring = self.random.choice([vm.to_guest, vm.from_guest])
         ring.set_flags(self.random.randrange(2))
-        ring.set_used_event(self.random.choice([0, ring.index, ring.index + 3, 65535, self.random.randrange(65536)]))
+        ring.set_used_event(
+            self.random.choice([0, ring.index, ring.index + 3, 65535, self.random.randrange(65536)])
+        )
 
     def toggle(self, vm: Vm) -> None:
         ring = self.random.choice([vm.to_guest, vm.from_guest])
@@ -142,15 +166,24 @@ class Trace:
 
     def result(self) -> dict[str, Any]:
         rows = self.rig.segment.rows
-        state = {name: _plain(rows[name]) for name in ("queue_state", "ring_state", "lane_state", "port_state")}
+        state = {
+            name: _plain(rows[name]) for name in ("queue_state", "ring_state", "lane_state", "port_state")
+        }
         state["workers"] = rows["workers"][list(COUNTERS)].tolist()
         for vm in self.rig.vms:
             self.collect(vm)
             state[f"calls {vm.number}"] = [ring.called() for ring in (vm.to_guest, vm.from_guest)]
         memory = [hashlib.sha256(part).hexdigest() for vm in self.rig.vms for part in vm.memory.contents()]
-        drops = {name for vm in self.rig.vms for name in (*vm.drops(), *vm.sent_drops())} | set(self.rig.wire_drops())
+        drops = {name for vm in self.rig.vms for name in (*vm.drops(), *vm.sent_drops())} | set(
+            self.rig.wire_drops()
+        )
         totals = rows["queue_state"][["frames_to_guest", "frames_from_guest", "indications"]][:3].tolist()
-        found = {"memory": memory, "left": _hash(self.left), "events": _hash(self.events), "drops": sorted(drops)}
+        found = {
+            "memory": memory,
+            "left": _hash(self.left),
+            "events": _hash(self.events),
+            "drops": sorted(drops),
+        }
         return found | {name: _hash(value) for name, value in state.items()} | {"totals": totals}
 
 

@@ -39,7 +39,6 @@ from vmq.dataplane.state import (
 from vmq.jit import at, int64, kernel, peek
 
 
-
 @kernel
 def mac_at(address: int) -> int:
     """Six bytes as the number vmq.abi.ethernet describes."""

@@ -12,7 +12,7 @@ made one after the other boot together. Every wait has a limit and ends early wh
 quotes the end of the guest's console. QEMU is ended by its own process id. The kernel ends it too when the thread
 that made the guest ends: make guests in a thread that outlives them.
 
-Memory is a shared memfd, as vhost-user wants it. KVM is not used: where it is software itself it does not run
+Memory is a shared memfd, as vhost-user wants it, unless a test has another `backend`. KVM is not used: where it is software itself it does not run
 Debian's kernel, and tests would differ from machine to machine.
 """
 
@@ -84,6 +84,7 @@ class Guest:
         memory: int = 256,
         processors: int = 1,
         machine: str = "q35",
+        backend: str = "memory-backend-memfd,share=on",
         namespace: Namespace | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
@@ -94,7 +95,7 @@ class Guest:
         self._console: Console | None = None
         argv = self._firmware(image, nics)
         self._folder = Path(tempfile.mkdtemp(prefix="vmq-guest-"))
-        argv += self._machine(machine, memory, processors)
+        argv += self._machine(machine, f"{backend},id=memory,size={memory}M", memory, processors)
         for number, nic in enumerate(nics):
             argv += nic.command_line(number, netboot=image is None)
         self._process = self._launch([*argv, *arguments], nics, namespace)
@@ -153,6 +154,13 @@ class Guest:
         """Run a shell script in the background."""
         return Job(self, next(self._numbers), script)
 
+    def reboot(self, how: Callable[[], object], timeout: float = BOOT_SECONDS) -> None:
+        """Have the guest started anew by `how`, and wait until it takes commands again; QEMU stays."""
+        boots = self.ready().serial.count("READY")
+        self.qmp.execute("set-action", reboot="reset")  # -no-reboot would make it the end of QEMU
+        how()
+        self._await(lambda: self.serial.count("READY") > boots, timeout, "the guest to be READY again")
+
     def close(self) -> None:
         """End the guest and remove its files; a guest that is gone already is fine."""
         for connection in (self._qmp, self._console):
@@ -170,13 +178,13 @@ class Guest:
     ) -> None:
         self.close()
 
-    def _machine(self, machine: str, memory: int, processors: int) -> list[str]:
+    def _machine(self, machine: str, backend: str, memory: int, processors: int) -> list[str]:
         thread = "single" if processors == 1 else "multi"
         ports = [f"socket,id=console,path={self._folder}/console,server=on,wait=off"]
         return [
             *("-accel", f"tcg,thread={thread}", "-cpu", "max", "-smp", str(processors)),
             *("-machine", f"{machine},memory-backend=memory,graphics=off", "-m", str(memory)),
-            *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
+            *("-object", backend),
             *("-nodefaults", "-no-reboot", "-display", "none"),
             *("-serial", f"file:{self._folder}/serial.log", "-chardev", *ports, "-serial", "chardev:console"),
             *("-qmp", f"unix:{self._folder}/qmp,server=on,wait=off"),
