@@ -24,7 +24,7 @@ from tests.dataplane.rig import (
 from vmq.abi.ethernet import MAC_BROADCAST, mac_number, mac_text
 from vmq.dataplane import state
 from vmq.dataplane.classify import lookup, mac_at, slot_of
-from vmq.jit import address_of, at
+from vmq.jit import address_of, at, int64
 from vmq.publisher import PortEntry, Publisher, Segment, UplinkEntry
 
 SMALL = [(0x10000, 1 << 13)]
@@ -40,7 +40,7 @@ def test_the_search_begins_inside_the_table_for_any_key():
     for key in (0, MAC_BROADCAST, (4095 << state.VID_SHIFT) | MAC_BROADCAST, 1 << 59):
         for uplink in (state.NONE, 0, 1, 1023):
             for mask in (7, 1023, (1 << 20) - 1):
-                assert 0 <= int(slot_of(np.int64(key), np.int64(uplink), np.int64(mask))) <= mask
+                assert 0 <= int(slot_of(int64(key), int64(uplink), int64(mask))) <= mask
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 60, 700])
@@ -62,12 +62,10 @@ def test_filters_are_found_and_nothing_else_is(count):
         for mac in macs:
             for vlan in (0, 1, 2, 3, 4094):
                 for uplink in (-1, 0, 1, 2):
-                    got = lookup(tables, np.int64(mac), np.int64(vlan), np.int64(uplink))
+                    got = lookup(tables, int64(mac), int64(vlan), int64(uplink))
                     assert int(got) == model.get((mac, vlan, uplink), state.NONE)
         groups = {(vlan, uplink) for _, vlan, uplink in keys}
-        found = [
-            int(lookup(tables, np.int64(MAC_BROADCAST), np.int64(vlan), np.int64(up))) for vlan, up in groups
-        ]
+        found = [int(lookup(tables, int64(MAC_BROADCAST), int64(vlan), int64(up))) for vlan, up in groups]
         assert sorted(found) == list(range(len(groups)))
     finally:
         segment.close()

@@ -18,7 +18,7 @@ from vmq import linux
 from vmq.abi.linux import siginfo_fault
 from vmq.dataplane import state
 from vmq.dataplane.faults import contain, handle
-from vmq.jit import address_of, at
+from vmq.jit import address_of, at, int64
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ def siginfo(address: int) -> np.ndarray:
 def test_the_mapping_around_a_fault_becomes_zeros_and_its_port_stops(rig, mapped, offset):
     """All of it: what lies behind a file's new end is gone too."""
     information = siginfo(mapped + offset)
-    handle(np.int32(signal.SIGBUS), np.int64(address_of(information)), np.int64(0))
+    handle(int64(signal.SIGBUS), int64(address_of(information)), int64(0))
     assert at(mapped, 2 * linux.PAGE, np.uint8).tobytes() == bytes(2 * linux.PAGE)
     assert [vm.fault for vm in rig.vms] == ["none", "memory_gone"]
     assert os.eventfd_read(rig.segment.control_fd) == 1
@@ -64,7 +64,7 @@ def test_the_mapping_around_a_fault_becomes_zeros_and_its_port_stops(rig, mapped
 @pytest.mark.parametrize("offset", [-1, 2 * linux.PAGE])
 def test_a_fault_outside_guest_memory_is_not_contained(rig, mapped, offset):
     scratch = np.zeros(8, np.uint8)
-    assert not contain(np.int64(mapped + offset), np.int64(address_of(scratch)))
+    assert not contain(int64(mapped + offset), int64(address_of(scratch)))
     assert at(mapped, 2 * linux.PAGE, np.uint8).tobytes() == b"\x01" * 2 * linux.PAGE
     assert all(vm.fault == "none" for vm in rig.vms)
 
@@ -72,7 +72,7 @@ def test_a_fault_outside_guest_memory_is_not_contained(rig, mapped, offset):
 def test_the_first_fault_of_a_port_stays(rig, mapped):
     rig.segment.rows["port_state"][1]["fault"] = state.CHAIN_LOOP
     scratch = np.zeros(8, np.uint8)
-    assert contain(np.int64(mapped), np.int64(address_of(scratch)))
+    assert contain(int64(mapped), int64(address_of(scratch)))
     assert rig.vms[1].fault == "chain_loop"
 
 
@@ -80,7 +80,7 @@ def test_memory_is_found_whichever_engine_it_belongs_to(rig, mapped):
     """Several engines in one process: tests, and a demo."""
     with Rig() as second:
         scratch = np.zeros(8, np.uint8)
-        assert contain(np.int64(mapped), np.int64(address_of(scratch)))
+        assert contain(int64(mapped), int64(address_of(scratch)))
         assert rig.vms[1].fault == "memory_gone"
         assert not second.segment.rows["port_state"]["fault"].any()
 
@@ -98,7 +98,7 @@ def test_a_fault_of_our_own_gets_the_default_action_back(rig):
     try:
         assert caught(signal.SIGUSR2)
         information = siginfo(64)
-        handle(np.int32(signal.SIGUSR2), np.int64(address_of(information)), np.int64(0))
+        handle(int64(signal.SIGUSR2), int64(address_of(information)), int64(0))
         assert not caught(signal.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, before)

@@ -29,7 +29,7 @@ from vmq.abi.ethernet import mac_number
 from vmq.dataplane import state
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.loop import begin, forward
-from vmq.jit import at
+from vmq.jit import at, int64
 
 NULL = "00:00:00:00:00:00"
 PREFIX = (0x0000_00FF_FFFF, 0x0000_0000_FC0E)  # 0e:fc:00/24
@@ -303,11 +303,11 @@ def test_what_was_checked_is_what_is_delivered(vlan):
         rig.publish()
         tables, worker, port, vq, ring = rig.rows(sender, to_guest=False)
         begin(worker)
-        taken = collect(tables, worker, np.int64(sender.number), port, vq, ring, sender.books(), np.int64(1))
+        taken = collect(tables, worker, int64(sender.number), port, vq, ring, sender.books(), int64(1))
         assert int(taken) == 1
         ((_, ((address, length),)),) = sender.from_guest.chains.values()
         sender.memory.write(address, bytes([0xEE]) * length)
-        forward(tables, worker, np.int64(sender.first_queue), port)
+        forward(tables, worker, int64(sender.first_queue), port)
         assert receiver.received() == [data[: state.HEAD] + bytes([0xEE]) * (len(data) - state.HEAD)]
 
 
@@ -322,9 +322,9 @@ def test_each_field_of_a_chain_is_read_once():
         rig.publish()
         tables, worker, port, vq, ring = rig.rows(sender, to_guest=False)
         begin(worker)
-        collect(tables, worker, np.int64(sender.number), port, vq, ring, sender.books(), np.int64(1))
+        collect(tables, worker, int64(sender.number), port, vq, ring, sender.books(), int64(1))
         sender.memory.write(sender.from_guest.desc, b"\xff" * 16 * sender.from_guest.size)
         sender.memory.write(sender.from_guest.avail + 4, b"\xff" * 2 * sender.from_guest.size)
-        forward(tables, worker, np.int64(sender.first_queue), port)
+        forward(tables, worker, int64(sender.first_queue), port)
         assert receiver.received() == [data]
         assert int(at(worker["chains"], 1, np.int64)[0]) == 0

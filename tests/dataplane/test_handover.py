@@ -16,7 +16,7 @@ from tests.dataplane.rig import BROADCAST, A, B, C, D, Rig, Vm, frame, interpret
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import state
 from vmq.dataplane.handover import parcels_waiting, push
-from vmq.jit import address_of, at
+from vmq.jit import address_of, at, int64
 from vmq.worker import make_ring, unmap_rings
 
 
@@ -228,7 +228,9 @@ def test_what_waits_is_dropped_under_a_name_when_its_filter_goes():
 
 @interpreted
 @given(
-    sizes=st.lists(st.tuples(st.integers(14, 900), st.booleans()), max_size=40),
+    sizes=st.lists(
+        st.tuples(st.integers(14, 900) | st.sampled_from((208, 464, 976)), st.booleans()), max_size=40
+    ),
     takes=st.lists(st.integers(0, 6), min_size=1, max_size=40),
 )
 def test_the_ring_is_a_queue(sizes, takes):
@@ -246,7 +248,7 @@ def test_the_ring_is_a_queue(sizes, takes):
             row["piece_first"], row["piece_count"] = 1, int(scattered)
             pieces[1] = (address_of(data) + head, bytes_ - head)
             row["tci"], row["tagged"], row["vid"], row["source"], row["uplink"] = 5, 1, 5, 2, 3
-            if push(address, row, pieces, np.int64(number)):
+            if push(address, row, pieces, int64(number)):
                 model.append(data.tobytes())
             else:
                 need = (48 + bytes_ + 15) // 16 * 16

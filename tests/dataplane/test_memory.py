@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tests.dataplane.rig import A, B, C, Rig, frame
 from vmq.dataplane import state
 from vmq.dataplane.memory import append, drain, fetch, pour, translate
-from vmq.jit import address_of
+from vmq.jit import address_of, int64
 
 LIMIT = 1 << 63  # vhost/protocol.py lets no region beyond it
 EDGES = sorted(
@@ -55,7 +56,7 @@ class Regions:
 
     def model_pieces(self, address: int, length: int, room: int) -> list[tuple[int, int]] | None:
         """The buffer as pieces, None where it is not memory or there is no room for them."""
-        pieces = []
+        pieces: list[tuple[int, int]] = []
         while True:
             host, behind = self.model(address)
             if behind == 0 or len(pieces) == room:
@@ -73,7 +74,7 @@ def regions(draw: st.DrawFn) -> Regions:
     """Regions between edges: adjacent or with holes, up to 2^63."""
     cuts = [edge for edge in EDGES if edge <= LIMIT]
     borders = sorted(draw(st.sets(st.sampled_from(cuts), min_size=2, max_size=7)))
-    pairs = [(low, high - low) for low, high in zip(borders, borders[1:], strict=False)]
+    pairs = [(low, high - low) for low, high in itertools.pairwise(borders)]
     kept = draw(st.lists(st.booleans(), min_size=len(pairs), max_size=len(pairs)))
     chosen = [pair for pair, keep in zip(pairs, kept, strict=True) if keep and pair[1] < LIMIT]
     return Regions(chosen, draw(st.integers(-1, 9)))
@@ -95,7 +96,7 @@ def test_buffers_become_pieces_as_unbounded_integers_say(where, address, length)
     pieces = np.zeros(3, state.piece)
     with np.errstate(over="ignore"):  # past a region that ends at 2^63: negative, and so outside
         got = append(
-            where.tables, where.port, where.ring, pieces, np.int64(0), as_loaded(address), np.int64(length)
+            where.tables, where.port, where.ring, pieces, int64(0), as_loaded(address), int64(length)
         )
     expected = where.model_pieces(address, length, len(pieces))
     assert int(got) == (state.NONE if expected is None else len(expected))
@@ -123,10 +124,10 @@ def test_drained_bytes_are_the_first_and_the_rest_stays(sizes, counts):
     for array in arrays:
         array[:] = np.frombuffer(whole[place : place + len(array)], np.uint8)
         place += len(array)
-    first, taken = np.int64(0), 0
+    first, taken = int64(0), 0
     for count in counts:
         target = np.zeros(max(count, 1), np.uint8)
-        first = drain(pieces, first, np.int64(len(sizes)), address_of(target), np.int64(count))
+        first = drain(pieces, first, int64(len(sizes)), address_of(target), int64(count))
         got = whole[taken : taken + count]
         assert target.tobytes()[:count] == got + bytes(count - len(got))
         taken = min(taken + count, len(whole))
@@ -137,12 +138,12 @@ def test_drained_bytes_are_the_first_and_the_rest_stays(sizes, counts):
 def test_poured_bytes_fill_pieces_in_order(sizes, counts):
     pieces, arrays = blocks(sizes, fill=0xEE)
     room = sum(sizes)
-    place, used, poured = np.int64(0), np.int64(0), b""
+    place, used, poured = int64(0), int64(0), b""
     for count in counts:
         if len(poured) + count > room:
             break
         source = np.arange(len(poured) + 1, len(poured) + count + 1).astype(np.uint8)
-        place, used = pour(pieces, np.int64(place), np.int64(used), address_of(source), np.int64(count))
+        place, used = pour(pieces, int64(place), int64(used), address_of(source), int64(count))
         poured += source.tobytes()
     assert b"".join(array.tobytes() for array in arrays) == poured + b"\xee" * (room - len(poured))
 
@@ -152,7 +153,7 @@ def test_contiguous_bytes_are_fetched_in_place_and_others_gathered():
     with Rig() as rig:
         vm = rig.vm(A, regions=[(0x10000, 0x8000), (0x18000, 0x1000), (0x20000, 0x1000)])
         rig.publish()
-        tables, worker, port, _, ring = rig.rows(vm, to_guest=False)
+        tables, _, port, _, ring = rig.rows(vm, to_guest=False)
         pieces = np.zeros(8, state.piece)
         scratch = np.zeros(16, np.uint8)
         vm.memory.write(0x17FF8, bytes(range(16)))
@@ -165,9 +166,9 @@ def test_contiguous_bytes_are_fetched_in_place_and_others_gathered():
                     port,
                     ring,
                     rest,
-                    np.int64(0),
-                    np.int64(address),
-                    np.int64(16),
+                    int64(0),
+                    int64(address),
+                    int64(16),
                     address_of(scratch),
                 )
             )

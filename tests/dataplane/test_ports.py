@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.dataplane.rig import MERGEABLE, NOBODY, A, B, C, Rig, frame
 from vmq.dataplane import state
 from vmq.dataplane.ports import call, fault, report, signal
+from vmq.jit import int64
 from vmq.publisher import RingEntry
 
 FULL = (1 << 64) - 2  # the most that an eventfd holds
@@ -25,9 +25,9 @@ def rig() -> Any:
 
 def test_one_is_added_to_an_eventfd(rig):
     vm = rig.vm(A)
-    assert int(signal(rig.worker(), np.int64(vm.to_guest.call_fd))) == 8
+    assert int(signal(rig.worker(), int64(vm.to_guest.call_fd))) == 8
     assert vm.to_guest.called() == 1
-    assert int(signal(rig.worker(), np.int64(state.NONE))) < 0
+    assert int(signal(rig.worker(), int64(state.NONE))) < 0
 
 
 def test_a_full_eventfd_is_a_lost_call_and_never_waited_for(rig):
@@ -67,7 +67,7 @@ def test_the_descriptor_being_called_is_shown_to_the_watchdog(rig):
 
 def test_events_are_kept_in_order_and_control_is_woken(rig):
     for number in range(3):
-        report(rig.worker(), np.int64(state.EVENT_LEARN), np.int64(number), np.int64(number << 40))
+        report(rig.worker(), int64(state.EVENT_LEARN), int64(number), int64(number << 40))
     assert os.eventfd_read(rig.segment.control_fd) == 3
     assert rig.events() == [(state.EVENT_LEARN, number, number << 40) for number in range(3)]
     assert rig.events() == []
@@ -76,7 +76,7 @@ def test_events_are_kept_in_order_and_control_is_woken(rig):
 def test_more_events_than_the_ring_holds_lose_the_oldest(rig):
     """A guest that floods control with new addresses loses events, never frames."""
     for number in range(state.EVENTS + 10):
-        report(rig.worker(), np.int64(state.EVENT_SPOOFED), np.int64(0), np.int64(number))
+        report(rig.worker(), int64(state.EVENT_SPOOFED), int64(0), int64(number))
     seen = [value for _, _, value in rig.events()]
     assert seen == list(range(seen[0], state.EVENTS + 10))
     assert len(seen) in (state.EVENTS - 1, state.EVENTS)  # one row may be in the writing
@@ -87,7 +87,7 @@ def test_the_first_fault_of_a_port_is_kept_and_told_once(rig):
     rig.publish()
     vq = rig.rows(vm, to_guest=False)[3]
     for code in (state.NEXT_RANGE, state.CHAIN_LOOP):
-        fault(rig.worker(), np.int64(vm.number), vq, np.int64(code))
+        fault(rig.worker(), int64(vm.number), vq, int64(code))
     assert (vm.fault, other.fault) == ("next_range", "none")
     assert vm.from_guest.errors() == 1
     assert rig.events() == [(state.EVENT_FAULT, vm.number, state.NEXT_RANGE)]
@@ -98,7 +98,7 @@ def test_a_front_end_that_gave_no_error_descriptor_is_told_by_nobody(rig):
     rig.publish()
     vq = rig.rows(vm, to_guest=False)[3]
     vq["error_fd"] = RingEntry().error_fd
-    fault(rig.worker(), np.int64(vm.number), vq, np.int64(state.HEAD_RANGE))
+    fault(rig.worker(), int64(vm.number), vq, int64(state.HEAD_RANGE))
     assert vm.fault == "head_range"
     assert vm.from_guest.errors() == 0
 

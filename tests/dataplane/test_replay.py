@@ -78,9 +78,9 @@ def test_a_lossless_lane_loses_and_doubles_nothing(targets, posts, laps, workers
             turn(counts)
         while turn((64, 64, 64)):
             pass
-        for mac in vms:
+        for mac, vm in vms.items():
             assert got[mac] == [number for number, to in enumerate(targets) if to in (mac, BROADCAST)] * laps
-            assert vms[mac].drops() == {}
+            assert vm.drops() == {}
         assert int(rig.lane_state()["pending"]) == 0
         assert int(rig.lane_state()["frames_from_wire"]) == len(frames) * laps
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +35,7 @@ from tests.dataplane.rig import (
 )
 from vmq.dataplane import state
 from vmq.dataplane.split import ask_for_kicks, available, give_back, publish, refuse_kicks
+from vmq.jit import int64
 
 UNMAPPED = 1 << 40
 REGIONS = [
@@ -90,7 +90,7 @@ class Attack:
     def drops(self) -> dict[str, int]:
         return self.vm.drops() if self.to_guest else self.vm.sent_drops()
 
-    def __enter__(self) -> Attack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -421,7 +421,7 @@ def test_with_event_idx_the_driver_is_called_when_its_event_was_passed(old, coun
         vm.from_guest.set_used_event(wanted)
         vm.from_guest.set_flags(1)  # without a meaning here
         for index in range(count):
-            give_back(vq, ring, np.int64(index), np.int64(index))
+            give_back(vq, ring, int64(index), int64(index))
         new = (old + count) & 0xFFFF
         assert bool(publish(vq, ring)) == need_event(wanted, new, old)
         assert vm.from_guest.used_index == (new if count else 0)
@@ -436,7 +436,7 @@ def test_without_event_idx_the_driver_is_called_unless_its_flag_is_set(idle, fla
     vm.from_guest.set_flags(flags)
     vm.from_guest.set_used_event(5)
     assert not publish(vq, ring), "nothing to show"
-    give_back(vq, ring, np.int64(0), np.int64(0))
+    give_back(vq, ring, int64(0), int64(0))
     assert bool(publish(vq, ring)) == called
     assert not publish(vq, ring), "once"
 
@@ -451,7 +451,7 @@ def test_the_first_indication_of_a_ring_is_sent_in_any_case(idle, features):
     vm.from_guest.set_used_event(0x8000)
     ring["first"] = 1
     for expected in (True, False):
-        give_back(vq, ring, np.int64(0), np.int64(0))
+        give_back(vq, ring, int64(0), int64(0))
         assert bool(publish(vq, ring)) == expected
 
 

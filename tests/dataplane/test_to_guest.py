@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from tests.dataplane.rig import (
 )
 from vmq.dataplane import state
 from vmq.dataplane.to_guest import bin_of
+from vmq.jit import int64
 
 PLAIN = EVENT_IDX | INDIRECT_TABLES
 
@@ -244,7 +244,7 @@ def test_a_batch_is_one_indication_and_falls_into_its_bin():
     ("frames", "index"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (127, 6), (128, 7), (100000, 7)]
 )
 def test_the_last_bin_takes_all_larger_batches(frames, index):
-    assert int(bin_of(np.int64(frames))) == index
+    assert int(bin_of(int64(frames))) == index
 
 
 def test_a_suppressed_indication_is_counted_and_nothing_is_called():

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import struct
 import sys
 from typing import Any
 
@@ -32,7 +31,6 @@ from tests.dataplane.rig import (
     Rig,
     Vm,
     frame,
-    numbered,
 )
 from vmq.abi.ethernet import mac_number
 

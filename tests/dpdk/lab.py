@@ -7,12 +7,11 @@
 
 Commands go in through a pipe that stays open: the end of its input ends it, so it cannot outlive us. Counters come
 from its telemetry socket, the same that `show port stats` and `show port xstats` print. All its files lie in
-`folder`. Its memory is 4 KiB pages of a memfd, unless `hugepages` says otherwise.
+`folder`. Its memory is 4 KiB pages of a memfd, unless `hugepages` names where larger ones are.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import socket
@@ -26,8 +25,6 @@ from tests.vm.lab.errors import GuestGoneError, LabTimeoutError
 
 START_SECONDS, COMMAND_SECONDS, END_SECONDS = 60.0, 30.0, 20.0
 T = TypeVar("T")
-HUGE = Path("/dev/hugepages")
-_numbers = itertools.count()
 
 # The paths of DPDK's virtio driver that split virtqueues have: options, and the name that it logs.
 PATHS = {
@@ -76,7 +73,7 @@ class Testpmd:
         name: str = "fe",
         cpu: int = 0,
         forward: str = "io",
-        hugepages: bool = False,
+        hugepages: Path | None = None,
         memory: int = 256,
         buffers: int = 16384,
         descriptors: int = 1024,
@@ -85,15 +82,14 @@ class Testpmd:
         log_level: str = "pmd.net.virtio.init:info",
     ) -> None:
         self.folder, self.name, self.devices = folder, name, devices
-        self.prefix = f"vmq{os.getpid()}x{next(_numbers)}" if hugepages else name
         self.log_file = folder / f"{name}.log"
-        pages = ["--single-file-segments"] if hugepages else ["--no-huge"]
+        pages = ["--single-file-segments", "--huge-dir", str(hugepages)] if hugepages else ["--no-huge"]
         self.argv = [
             *("stdbuf", "-oL", "dpdk-testpmd", "--lcores", f"(0,1)@{cpu}", "--no-pci", "-m", str(memory)),
-            *("--file-prefix", self.prefix, "--log-level", log_level, *pages, *eal),
+            *("--file-prefix", name, "--log-level", log_level, *pages, *eal),
             *(word for device in devices for word in ("--vdev", device)),
             *("--", "-i", "--nb-cores=1", f"--forward-mode={forward}", f"--total-num-mbufs={buffers}"),
-            *(f"--rxd={descriptors}", f"--txd={descriptors}", "--no-flush-rx", *options),
+            *(f"--rxd={descriptors}", f"--txd={descriptors // 2}", "--no-flush-rx", *options),
         ]
         self.process: subprocess.Popen[bytes] | None = None
         self._telemetry: socket.socket | None = None
@@ -125,7 +121,7 @@ class Testpmd:
     def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.settimeout(COMMAND_SECONDS)
-        sock.connect(str(self.folder / "dpdk" / self.prefix / "dpdk_telemetry.v2"))
+        sock.connect(str(self.folder / "dpdk" / self.name / "dpdk_telemetry.v2"))
         sock.recv(1 << 16)  # who it is
         return sock
 
@@ -165,8 +161,6 @@ class Testpmd:
             self._telemetry = None
         if self.process.stdin is not None and not self.process.stdin.closed:
             self.process.stdin.detach().close()  # nothing is left to flush into a broken pipe
-        for left in HUGE.glob(f"{self.prefix}map_*"):  # they would keep their pages
-            left.unlink()
 
     def __enter__(self) -> Self:
         try:

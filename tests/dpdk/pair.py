@@ -4,8 +4,8 @@
     a.in ─► pcap 1 ─► virtio 0 ══ engine ══ virtio 2 ─► pcap 3 ─► b.out
     a.out ◄─ pcap 1 ◄─ virtio 0 ══ engine ══ virtio 2 ◄─ pcap 3 ◄─ b.in
 
-One thread serves both in turn, 16 frames at a time, and waits for room where a ring is full: a receiver never lags
-more than one ring behind, so with rings of equal size nothing is lost.
+One thread serves both in turn, 16 frames at a time, and waits for room where a ring is full. So never more is on the
+way than a sender's ring and 16 frames; testpmd sends into half a ring and receives into a whole one: nothing is lost.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ The guest answers each frame with its addresses exchanged (`macswap`), so one co
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +35,14 @@ def assert_echoed(wire: Wire, frames: Sequence[bytes]) -> None:
     assert not problem, problem
 
 
-def descriptors(engine: EngineProcess) -> int:
-    return len(list(Path(f"/proc/{engine.pid}/fd").iterdir()))
+def descriptors(engine: EngineProcess) -> Counter[str]:
+    """What the engine has open, by kind; sockets apart, since clients of its API come and go."""
+    found: Counter[str] = Counter()
+    for descriptor in Path(f"/proc/{engine.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[os.readlink(descriptor).partition(":")[0]] += 1
+    del found["socket"]
+    return found
 
 
 def guest(folder: Path, ring: str) -> Testpmd:
@@ -57,8 +66,11 @@ def test_frames_of_every_size_come_back_from_every_path(tmp_path: Path, ring: st
 
 
 @pytest.mark.parametrize("ring", PATHS)
-def test_stopped_port_gets_nothing_and_a_started_one_gets_the_first_frame(tmp_path: Path, ring: str) -> None:
-    """Ten times: no frame after a stop, each dropped by name; one single frame each way after a start."""
+def test_stopped_port_sees_nothing_and_a_started_one_goes_on(tmp_path: Path, ring: str) -> None:
+    """Ten times: zero while stopped, though buffers are posted; after a start a single frame each way.
+
+    What waits in the ring is thrown away by this driver when it starts: it never shows.
+    """
     with wired(tmp_path, {"a": GUEST}) as (engine, wire), guest(tmp_path, ring) as pmd:
         engine.wait_for("a", "running")
         pmd.say("start")
@@ -67,19 +79,33 @@ def test_stopped_port_gets_nothing_and_a_started_one_gets_the_first_frame(tmp_pa
 
         for lap in range(1, RESTARTS + 1):
             pmd.say("stop", "port stop 0")
-            stopped = engine.wait_for("a", "connected")
+            seen = pmd.received(0)
             wire.send([frame(GUEST, HOST, 64, 1000 * lap + index) for index in range(3)])
-            after = engine.show("vms")["a"]
-            assert after["frames_to_guest"] == stopped["frames_to_guest"]
-            assert after["drops"] == {"to_guest_not_running": 3 * lap}
+            assert pmd.received(0) == seen
 
-            pmd.say("port start 0", "set burst 1", "start tx_first 1")
-            engine.wait_for("a", "running")
-            (first,) = wire.receive(1)
-            assert first[6:12] == bytes.fromhex(GUEST.replace(":", ""))
+            pmd.say("port start 0", "start")
             assert_echoed(wire, [frame(GUEST, HOST, 64, lap)])
 
         row = engine.show("vms")["a"]
-        assert wire.receive(1, timeout=0.2) == [], "what was sent to a stopped port came later"
-        assert (row["frames_to_guest"], row["frames_from_guest"]) == (RESTARTS + 1, 2 * RESTARTS + 1)
-        assert (row["connects"], descriptors(engine)) == (1, held)
+        assert wire.receive(1, timeout=0.2) == []
+        assert pmd.received(0) == RESTARTS + 1
+        assert (row["frames_to_guest"], row["frames_from_guest"]) == (4 * RESTARTS + 1, RESTARTS + 1)
+        assert (row["drops"], row["connects"], descriptors(engine)) == ({}, 1, held)
+
+
+def test_unplugged_device_gets_nothing_and_its_successor_does(tmp_path: Path) -> None:
+    """While no driver is there each frame is dropped by name; none of them reaches the next driver."""
+    with wired(tmp_path, {"a": GUEST}) as (engine, wire), guest(tmp_path, "mergeable") as pmd:
+        engine.wait_for("a", "running")
+        held = descriptors(engine)
+        for lap in range(1, RESTARTS + 1):
+            pmd.say("start")
+            assert_echoed(wire, [frame(GUEST, HOST, 64, lap)])
+            pmd.say("stop", "port stop 0", "port close 0", "device detach net_virtio_user0")
+            engine.wait_for("a", "listening")
+            wire.send([frame(GUEST, HOST, 64, 1000 * lap + index) for index in range(3)])
+
+            pmd.say(f"port attach {pmd.devices[0]}", "port start 0")
+            row = engine.wait_for("a", "running")
+            assert (row["frames_to_guest"], row["drops"]) == (lap, {"to_guest_not_running": 3 * lap})
+            assert (row["connects"], descriptors(engine)) == (lap + 1, held)

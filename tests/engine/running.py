@@ -28,9 +28,9 @@ MACS = [f"52:54:00:00:00:{number:02x}" for number in range(1, 100)]
 FIRST_CPU = min(os.sched_getaffinity(0))
 
 
-def until(condition: Callable[[], Any], what: str = "") -> Any:
+def until(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
     """Wait until something holds."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (found := condition()):
         assert time.monotonic() < deadline, f"never: {what or condition}"
         time.sleep(0.002)

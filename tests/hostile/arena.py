@@ -14,6 +14,7 @@ have lost nothing (O3), the books balance (O4), and a guest that behaves works o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -199,9 +200,12 @@ class Arena:
     def size(self) -> Counter[str]:
         """O7: descriptors and mappings that the engine has, by kind."""
         process = Path(f"/proc/{self.engine.pid}")
+        asking = {line.split()[6] for line in (process / "net/unix").read_text().splitlines() if "api.sock" in line}
         found: Counter[str] = Counter()
         for entry in (process / "fd").iterdir():
-            found[f"fd {os.readlink(entry).split(':')[0]}"] += 1
+            with contextlib.suppress(FileNotFoundError):
+                kind, _, number = os.readlink(entry).partition(":")
+                found[f"fd {kind}"] += number.strip("[]") not in asking
         found["mappings of guests"] = (process / "maps").read_text().count("memfd:guest")
         return found
 
@@ -230,8 +234,10 @@ class Attack:
         self._before = {name: self.arena.books(name) for name in (self.name, self.partner)}
 
     def close(self) -> None:
+        """Everybody leaves; who is asked for again comes anew."""
         for guest in self.guests.values():
             guest.close()
+        self.guests.clear()
 
     # --- who takes part ---------------------------------------------------------------------------------------
 
@@ -277,11 +283,16 @@ class Attack:
             chain.append((guest, part, way.flags))
         return chain
 
-    def launch(self, way: Way, chain: Sequence[Descriptor]) -> int:
+    def launch(self, way: Way, chain: Sequence[Descriptor], size: int = 100) -> int:
         """Put a chain where it does harm, and let it: a frame of the peer's to the attacker finds it; its head."""
-        head = self.on(way).raw_chain(chain, indirect=way.indirect)
+        ring = self.on(way)
+        head = ring.write_chain(chain, indirect=way.indirect)
+        self.watch()
+        ring.push(head)
+        ring.show()
+        ring.kick()
         if way.to_guest:
-            self.send(way)
+            self.send(way, size)
         return head
 
     def send(self, way: Way, size: int = 100) -> None:
@@ -339,7 +350,8 @@ class Attack:
             ring = self.on(way)
             until(lambda: ring.used_index == 1, "the chain to come back")
             assert ring.returned(1)[0][1] == len(packet)
-            memory = self.guest().memory
+            memory, (_, _, allowed) = self.guest().memory, self._canaries[-1]
+            allowed += [(place, part) for place, part, *_ in chain]
             assert b"".join(memory.read(place, part) for place, part, *_ in chain)[: len(packet)] == packet
         else:
             assert self.peer.receive(1, PATIENCE) == [packet[HEADER:]]
@@ -369,6 +381,7 @@ class Attack:
         """A reset by the driver leaves the fault behind, without a new connection."""
         guest = self.guest()
         self._expected.clear()
+        self._canaries.clear()
         guest.stop()
         guest.reset()
         guest.post = None

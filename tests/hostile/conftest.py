@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +32,27 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture
-def attack(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Attack]:
-    one = Attack(arena)
+def attack_on(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], Attack]]:
+    """Attacks from a VM port, with a peer in its segment, and all that must hold after each of them."""
+    attacks: list[Attack] = []
+
+    def begin(name: str, partner: str) -> Attack:
+        attacks.append(Attack(arena, name, partner))
+        return attacks[-1]
+
     try:
-        yield one
+        yield begin
         if request.node.stash[PASSED]:
-            one.aftermath()
+            for one in attacks:
+                one.aftermath()
     finally:
-        one.close()
+        for one in attacks:
+            one.close()
     if request.node.stash[PASSED]:
-        one.recovered()
+        for one in attacks:
+            one.recovered()
+
+
+@pytest.fixture
+def attack(attack_on: Callable[[str, str], Attack]) -> Attack:
+    return attack_on("attacker", "peer")

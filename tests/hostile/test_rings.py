@@ -150,7 +150,6 @@ def table(attack: Attack, way: Way, extra_flags: int = 0, size: int = 0) -> list
 def test_h8_1_to_h8_3_tables_of_a_wrong_size_are_dropped(attack: Attack, way: Way, size: int):
     """Nothing is allocated for them: the table is read where it is."""
     [(place, _, flags, *_)] = table(attack, way)
-    attack.watch()
     head = attack.launch(way, [(place, size, flags)])
     attack.dropped(way, head, refused(way))
 
@@ -160,7 +159,6 @@ def test_h8_4_a_table_in_a_table_is_dropped(attack: Attack, way: Way):
     """virtio-1.2 §2.7.5.3.1 Driver Requirements: Indirect Descriptors: one level."""
     inner = table(attack, way)
     outer = attack.on(way).write_table(inner)
-    attack.watch()
     head = attack.launch(way, [(outer, DESC, INDIRECT)])
     attack.dropped(way, head, refused(way))
 
@@ -168,7 +166,6 @@ def test_h8_4_a_table_in_a_table_is_dropped(attack: Attack, way: Way):
 @each_direct_way
 def test_h8_5_indirect_together_with_next_is_dropped(attack: Attack, way: Way):
     first = table(attack, way)
-    attack.watch()
     head = attack.launch(way, [*first, (attack.guest().memory.allocate(64), 64, way.flags)])
     attack.dropped(way, head, refused(way))
 
@@ -177,7 +174,6 @@ def test_h8_5_indirect_together_with_next_is_dropped(attack: Attack, way: Way):
 @pytest.mark.parametrize("place", [1 << 40, (1 << 63) - DESC, 1 << 63, (1 << 64) - DESC, 0xFFFF_FFFF])
 def test_h8_6_a_table_outside_guest_memory_is_dropped(attack: Attack, way: Way, place: int):
     attack.on(way)
-    attack.watch()
     head = attack.launch(way, [(place, DESC, INDIRECT)])
     attack.dropped(way, head, refused(way))
 
@@ -201,7 +197,6 @@ def test_h8_7_a_table_over_a_hole_is_dropped(attack: Attack, way: Way):
     data = ring.memory.read(ring.write_table(chain), len(chain) * DESC)
     place = (3 << 20) - DESC
     ring.memory.write(place, data[:DESC])
-    attack.watch()
     head = attack.launch(way, [(place, len(chain) * DESC, INDIRECT)])
     attack.dropped(way, head, refused(way))
 

@@ -141,7 +141,7 @@ def test_every_descriptor_is_counted():
         (session(replace(READY, state=RingState.STOPPED)), "has not started"),
         (session(replace(READY, size=0)), "SET_VRING_NUM"),
         (session(replace(READY, addresses=None)), "SET_VRING_ADDR"),
-        (session(regions=()), "share=on"),
+        (session(regions=()), "not shared"),
         (replace(session(), features=None), "SET_FEATURES"),
         (session(refused="legacy driver"), "legacy driver"),
         (session(regions=(HIGH,)), "not within one memory region"),

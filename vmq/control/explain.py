@@ -132,7 +132,7 @@ def _of_bytes(text: object) -> Question:
 
 def _sender(engine: Engine, question: Question, source: object, uplink: object) -> None:
     """Which VM sends it, or from which uplink it comes."""
-    if uplink is not None and uplink not in engine.uplinks:
+    if uplink is not None and not (isinstance(uplink, str) and uplink in engine.uplinks):
         known = ", ".join(engine.uplinks) or "there is none"
         raise _wrong(f"uplink: no uplink {uplink!r}", f"one of: {known}")
     if isinstance(source, str) and source in engine.vms:
@@ -152,7 +152,7 @@ def _sender(engine: Engine, question: Question, source: object, uplink: object) 
     if uplink is None and len(engine.uplinks) > 1:
         known = ", ".join(engine.uplinks)
         raise _wrong("uplink: there are several", f"say which one the frame comes from: {known}")
-    question.uplink = str(uplink) if uplink is not None else next(iter(engine.uplinks), None)
+    question.uplink = uplink if uplink is not None else next(iter(engine.uplinks), None)
 
 
 # --- the decision -----------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def _obstacle(vm: Vm, length: int | None) -> tuple[str, str, str | None]:
             else "start the VM: it listens at "
         )
         connected = vm.port.connection is not None
-        known = error["remedy"] if error else "look into the guest: its driver starts the queue"
+        known = (error["remedy"] if error else "") or "look into the guest: its driver starts the queue"
         return "to_guest_not_running", vm.obstacle, known if connected else remedy + vm.config.socket
     if length is not None and length > vm.entry().frame_max:
         why = f"{length} bytes are more than the MTU of {vm.mtu} allows"

@@ -54,8 +54,8 @@ class Server:
                 await self._serve(reader, writer)
             await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
             writer.close()
-        except (ConnectionError, TimeoutError):
-            pass  # it is gone, or does not read
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # it is gone, does not read, or has to go: `close` waits for that
         finally:
             if not writer.is_closing():
                 writer.transport.abort()

@@ -20,6 +20,7 @@ from vmq.dataplane import state
 from vmq.engine.engine import Engine
 from vmq.engine.vm import Vm
 from vmq.errors import ApiError
+from vmq.vhost.message import MEMORY_REMEDY
 from vmq.worker import Worker
 
 Row = dict[str, Any]
@@ -49,7 +50,14 @@ def last_error(vm: Vm) -> Row | None:
         remedy = f'add "{mac}" to mac, a prefix of it to learn, or set spoof_check = false'
         return {"what": f"it sends from {mac}, which is not one of its addresses", "remedy": remedy}
     if vm.port.connection is not None and vm.obstacle:
-        return {"what": vm.obstacle, "remedy": ""}
+        return {"what": vm.obstacle, "remedy": vm.remedy}
+    if vm.unseen:
+        what = "guest memory is not shared: nothing that the guest's driver writes arrives in the file we were given"
+        return {"what": what, "remedy": MEMORY_REMEDY}
+    if vm.session.mtu > vm.mtu:
+        what = f"the guest was told an MTU of {vm.session.mtu}, and the VM port's is {vm.mtu}: longer frames are dropped"
+        remedy = f"QEMU: host_mtu={vm.mtu} on the device; or raise mtu of [vm.{vm.name}] and its uplink"
+        return {"what": what, "remedy": remedy}
     return None
 
 
@@ -110,6 +118,7 @@ def queue_row(vm: Vm, index: int) -> Row:
         "copies": int(row["account"]["copies"]),
         "indications": indications,
         "suppressed": int(row["suppressed"]),
+        "calls_lost": int(row["call_lost"]),
         "frames_per_indication": _ratio(frames, indications),
         "batches": [int(count) for count in row["batches"]],
         "drops": drops(row["to_guest_drops"], row["account"]["drops"]),

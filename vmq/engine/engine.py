@@ -341,10 +341,10 @@ class Engine:
     def _punish(self, descriptor: int) -> None:
         """A call has waited: its eventfd was full, and made blocking behind our back."""
         for vm in self.vms.values():
-            if any(ring.call == descriptor for ring in vm.session.rings):
+            if any(descriptor in (ring.call, ring.err) for ring in vm.session.rings):
                 vm.port.hold(PENALTY_SECONDS)
                 vm.fail(
-                    "its call eventfd blocked a processor: disconnected",
+                    "its call or err eventfd blocked a processor: disconnected",
                     "use a front-end that leaves O_NONBLOCK alone",
                 )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vmq import linux
 from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
@@ -23,7 +24,7 @@ from vmq.publisher import PortEntry, RingEntry
 from vmq.vhost.memory import Mapping
 from vmq.vhost.message import Region
 from vmq.vhost.port import Port
-from vmq.vhost.session import Area, Offer, Session, obstacle, ring_placement
+from vmq.vhost.session import Area, Offer, Session, obstacle, remedy, ring_placement
 
 if TYPE_CHECKING:
     from vmq.engine.engine import Engine
@@ -82,6 +83,7 @@ class Vm:
         self._rings: dict[int, tuple[RingEntry, RingEntry]] = {}
         self._regions: tuple[tuple[int, int, int], ...] = ()
         self._kicks: dict[int, int] = {}
+        self._blank = False  # True: receive queue 0 began in memory that nobody had ever written
         where = f"{engine.where}: [vm.{name}] socket"
         self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
         self.port.changed = self._changed
@@ -134,6 +136,9 @@ class Vm:
         if session.started and not before:
             self._clear_fault()  # before guest memory is read: it may be gone
         entries = {index: self._ring(session, index, mappings) for index in session.started}
+        if 0 in set(entries) - before:
+            area = ring_placement(session, 0).desc
+            self._blank = linux.never_written(area.region.fd, area.region.offset + area.offset)
         for index in set(entries) - before:
             self._begin(index, entries[index], session.rings[index].base)
         none = RingEntry()
@@ -309,9 +314,9 @@ class Vm:
     @property
     def state(self) -> str:
         """listening, connecting, connected, running or faulted."""
-        if self.fault:
-            return "faulted"
-        return "running" if self.port.connection is not None and self.running else self.port.state
+        if self.port.connection is None:
+            return self.port.state
+        return "faulted" if self.fault else "running" if self.running else "connected"
 
     @property
     def obstacle(self) -> str:
@@ -319,6 +324,25 @@ class Vm:
         if self.port.connection is None:
             return "no front-end is connected"
         return obstacle(self.session, 0) or ("" if self.running else "the driver has not enabled the queue")
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the obstacle; empty where nobody knows."""
+        return remedy(self.session, 0)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether frames wait for buffers that its driver posts in memory of its own.
+
+        A front-end that has mapped its file privately sends it all the same. Then nothing that the driver writes is
+        ever in the file, where a driver that shares it has at least cleared its descriptor table.
+        """
+        ring = self._rings[0][0] if 0 in self._rings else RingEntry()
+        if not (self._blank and ring.running):
+            return False
+        posted = int(at(ring.avail, 1, virtio.vring_avail)[0]["idx"])
+        missed = int(self.queue_rows()[0]["to_guest_drops"][state.TO_GUEST_NO_BUFFER])
+        return missed > 0 and posted == int(self._state(0)["next_avail"]) == self.session.rings[0].base
 
     def queue_rows(self) -> np.ndarray[tuple[int], np.dtype[np.void]]:
         """The counters of its receive queues."""

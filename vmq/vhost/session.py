@@ -204,6 +204,12 @@ def obstacle(session: Session, index: int) -> str:
     return _trouble(session, index)
 
 
+def remedy(session: Session, index: int) -> str:
+    """What to do about the obstacle; empty where the front-end's own remedy is not known."""
+    unshared = session.features is not None and not session.refused and not session.regions
+    return MEMORY_REMEDY if unshared and session.rings[index].state is RingState.KICKED else ""
+
+
 def lacking(session: Session, index: int) -> str:
     """The part that has not come yet; empty if all have."""
     ring = session.rings[index]
@@ -212,7 +218,7 @@ def lacking(session: Session, index: int) -> str:
     if session.features is None:
         return f"ring {index}: no features chosen yet (SET_FEATURES)"
     if not session.regions:
-        return f"ring {index}: no guest memory yet. Remedy: {MEMORY_REMEDY}"
+        return f"ring {index}: no guest memory yet: it is not shared"
     if not ring.size:
         return f"ring {index}: no size yet (SET_VRING_NUM)"
     if ring.addresses is None:

@@ -90,7 +90,10 @@ class EngineProcess:
 
     def show(self, what: str) -> dict[str, dict[str, Any]]:
         """The rows of a view by their name (queues: "vm/queue", processors: the cpu, filters: the MAC)."""
-        keys = {"queues": lambda row: f"{row['vm']}/{row['queue']}", "processors": lambda row: str(row["cpu"])}
+        keys = {
+            "queues": lambda row: f"{row['vm']}/{row['queue']}",
+            "processors": lambda row: str(row["cpu"]),
+        }
         keys["filters"] = lambda row: row["mac"]
         return {keys.get(what, lambda row: row["name"])(row): row for row in self.ask("show", what=what)}
 

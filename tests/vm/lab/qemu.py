@@ -12,8 +12,8 @@ made one after the other boot together. Every wait has a limit and ends early wh
 quotes the end of the guest's console. QEMU is ended by its own process id. The kernel ends it too when the thread
 that made the guest ends: make guests in a thread that outlives them.
 
-Memory is a shared memfd, as vhost-user wants it, unless a test has another `backend`. KVM is not used: where it is software itself it does not run
-Debian's kernel, and tests would differ from machine to machine.
+Memory is a shared memfd, as vhost-user wants it, unless a test has another `backend`. KVM is not used: where it is
+software itself it does not run Debian's kernel, and tests would differ from machine to machine.
 """
 
 from __future__ import annotations

@@ -71,13 +71,15 @@ class Site:
         return f"10.0.0.{NUMBERS[name]}"
 
     def nic(
-        self, name: str, *, queues: int = 1, server: bool = False, **properties: str | int
+        self, name: str, device: Mapping[str, Any] | None = None, *, queues: int = 1, server: bool = False
     ) -> Nic:
-        """The network device that belongs to a VM port; `properties` are QEMU's."""
+        """The network device that belongs to a VM port; `device` are its properties, as QEMU names them."""
         path, address = self.folder / f"{name}.sock", f"{self.address(name)}/24"
-        return vhost_user(path, mac(name), address, queues=queues, server=server, **properties)
+        return vhost_user(path, mac(name), address, queues=queues, server=server, **(device or {}))
 
-    def guest(self, name: str, nic: Nic | None = None, *, image: Contents = NET, **options: Any) -> Guest:
+    def guest(
+        self, name: str, nic: Nic | None = None, *, image: Contents | None = NET, **options: Any
+    ) -> Guest:
         """A guest on a VM port; `options` are those of Guest."""
         return Guest(name, [nic or self.nic(name)], image=image, **options)
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: figures are replaced between the marks, prose stays."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+from bench.report import BEGIN, END, as_json, bars, delivery_table, page
+from bench.stats import Figure
+
+ROWS = {
+    "64 B, 1 built-in": {"vmq": Figure.of([6.0]), "net_vhost": Figure.of([4.0]), "ovs": Figure.of([3.0])},
+    "64 B, 4 built-in": {"vmq": Figure.of([5.0, 6.0, 7.0]), "ovs": Figure.of([3.0])},
+}
+ALONE = {"idle": {"%": Figure.of([0.2])}}
+
+
+def test_table_gives_ratios_and_leaves_out_what_was_not_compared() -> None:
+    lines = delivery_table(ROWS).splitlines()
+
+    assert lines[2] == "| 64 B, 1 built-in | 6.00 | 4.00 | 3.00 | 1.5 × | 2.0 × |"
+    assert lines[3] == "| 64 B, 4 built-in | 6.00 (5.00–7.00) | - | 3.00 | - | 2.0 × |"
+
+
+def test_page_keeps_its_prose_and_replaces_its_figures() -> None:
+    old = f"words\n{BEGIN}\nold\n{END}\nmore words\n"
+
+    new = page(old, ROWS, ALONE, {"cpu": "x"}, 5)
+    again = page(new, ROWS, ALONE, {"cpu": "x"}, 5)
+
+    assert new.startswith("words\n")
+    assert new.endswith("more words\n")
+    assert "old" not in new
+    assert again == new
+
+
+def test_bars_are_a_picture() -> None:
+    assert ElementTree.fromstring(bars(ROWS)).tag.endswith("svg")  # noqa: S314 - made two lines above
+
+
+def test_json_has_every_run() -> None:
+    told = json.loads(as_json(ROWS, ALONE, {"cpu": "x"}))
+
+    assert told["delivery"]["64 B, 4 built-in"]["vmq"] == [5.0, 6.0, 7.0]

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Medians, spreads and ratios."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.stats import Figure, percentile, ratio
+
+
+def test_figure_is_the_median_with_its_spread() -> None:
+    figure = Figure.of([3.0, 1.0, 2.0])
+
+    assert figure.median == 2.0
+    assert figure.spread == 1.0
+    assert figure.noisy
+    assert figure.text() == "2.00 (1.00–3.00)"
+    assert Figure.of([2.0]).text() == "2.00"
+
+
+def test_no_run_gives_no_figure() -> None:
+    with pytest.raises(ValueError, match="no run"):
+        Figure.of([])
+
+
+def test_ratio_is_of_medians_and_nothing_by_zero() -> None:
+    assert ratio(Figure.of([4.0]), Figure.of([2.0])) == 2.0
+    assert ratio(Figure.of([4.0]), Figure.of([0.0])) is None
+
+
+def test_percentile_is_a_value_that_occurred() -> None:
+    assert percentile([5, 1, 4, 2, 3], 0.5) == 3
+    assert percentile([5, 1, 4, 2, 3], 0.99) == 5

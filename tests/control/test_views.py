@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vmq show` has: the words of its columns, read back from what is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, exchange, frame, until
+from vmq.cli.show import COLUMNS, text
+from vmq.control.views import drops, show
+from vmq.dataplane import state
+from vmq.errors import ApiError
+
+VIEWS = ("vms", "queues", "filters", "uplinks", "processors")
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    with Running(tmp_path) as one:
+        one.configure(
+            {"lan": NO_FRAMES},
+            a=one.vm("a", 1, uplink="lan"),
+            b=one.vm("b", 2, uplink="lan", mac=(MACS[1], MACS[5]), queue_pairs=3),
+            c=one.vm("c", 3, vlan=7),
+        )
+        yield one
+
+
+@pytest.mark.parametrize("what", VIEWS)
+def test_every_row_has_every_column_and_is_json(running: Running, what: str):
+    """The words of the tables are those of the JSON (`kicks` are the driver's to count)."""
+    rows = running.show(what)
+    assert rows
+    for row in rows:
+        assert set(COLUMNS[what].split()) - {"kicks", "membership"} <= set(row)
+    assert json.loads(json.dumps(rows)) == rows
+    assert len(text(what, rows).splitlines()) >= 1 + len(rows)
+
+
+def test_a_vm_counts_what_its_guest_got_and_sent(running: Running):
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b, 5)
+        until(lambda: running.show("vms", "a")["frames_from_guest"] == 5)
+        row = running.show("vms", "a")
+        assert (row["frames_to_guest"], row["bytes_to_guest"]) == (5, 300)
+        assert (row["frames_from_guest"], row["bytes_from_guest"]) == (5, 300)
+        assert row["state"] == "running"
+        assert row["features"] == [
+            "net_f_mrg_rxbuf",
+            "ring_f_indirect_desc",
+            "ring_f_event_idx",
+            "f_version_1",
+        ]
+        assert row["indications"] >= 1
+        assert row["frames_per_indication"] == round(5 / row["indications"], 1)
+        assert row["last_error"] is None
+
+
+def test_a_drop_stands_by_its_name(running: Running):
+    """Never as a bare sum, and never when there was none."""
+    with running.guest("a") as a:
+        a.send([frame(MACS[1], a.mac, number) for number in range(4)])
+        a.send([frame(MACS[0], a.mac)])
+        assert a.sent()
+        until(lambda: running.show("vms", "b")["drops"] == {"to_guest_not_running": 4})
+        until(lambda: running.show("vms", "a")["drops"] == {"own_address": 1})
+
+
+def test_drops_are_summed_by_name_over_rows_and_columns():
+    rows = np.zeros((3, state.DROP_COUNT), np.int64)
+    rows[:, state.RUNT] = (1, 2, 3)
+    one = np.zeros(state.DROP_COUNT, np.int64)
+    one[state.LINK_LOCAL] = 1 << 40
+    assert drops(rows, one) == {"link_local": 1 << 40, "runt": 6}
+    assert drops(one * 0) == {}
+
+
+def test_a_queue_is_shown_when_it_runs_or_has_counted(running: Running):
+    """Queue 0 always."""
+    assert [(row["vm"], row["queue"]) for row in running.show("queues")] == [("a", 0), ("b", 0), ("c", 0)]
+    with running.guest("b", queues=3) as b:
+        rows = [row for row in running.show("queues") if row["vm"] == "b"]
+        assert [row["queue"] for row in rows] == [0, 1, 2]
+        assert {row["state"] for row in rows} == {"running"}
+        assert {row["size_to_guest"] for row in rows} == {64}
+        b.stop()
+        assert [row["state"] for row in running.show("queues") if row["vm"] == "b"] == ["stopped"]
+
+
+def test_filters_name_their_vm_and_where_they_come_from(running: Running):
+    rows = [
+        (row["mac"], row["vlan"], row["uplink"], row["vm"], row["source"]) for row in running.show("filters")
+    ]
+    assert rows == [
+        (MACS[0], None, "lan", "a", "config"),
+        (MACS[1], None, "lan", "b", "config"),
+        (MACS[5], None, "lan", "b", "config"),
+        (MACS[2], 7, None, "c", "config"),
+    ]
+
+
+def test_an_uplink_is_the_sum_of_its_lanes_and_what_it_says_of_itself(running: Running):
+    with running.guest("a") as a:
+        a.send([frame(MACS[50], a.mac, number) for number in range(7)])
+        assert a.sent()
+        until(lambda: running.show("uplinks", "lan")["frames_to_wire"] == 7)
+    row = running.show("uplinks", "lan")
+    assert (row["kind"], row["state"], row["lanes"], row["mtu"]) == ("memory", "up", 1, 1500)
+    assert row["bytes_to_wire"] == 7 * 60
+    assert row["drops"] == {}
+
+
+def test_a_processor_is_where_the_kernel_says(running: Running):
+    """Effective is read back: somebody else may move the thread."""
+    (row,) = running.show("processors")
+    assert (row["cpu"], row["effective"]) == (FIRST_CPU, [FIRST_CPU])
+    assert row["why"] == "a test"
+    assert (row["vms"], row["queues"]) == (3, 0)
+    until(lambda: running.show("processors")[0]["state"] == "sleeping")
+    others = sorted(os.sched_getaffinity(0) - {FIRST_CPU})
+    if others:
+        os.sched_setaffinity(row["thread"], set(others))
+        assert running.show("processors")[0]["effective"] == others
+        os.sched_setaffinity(row["thread"], {FIRST_CPU})
+
+
+def test_what_stands_in_the_way_is_said(running: Running):
+    """A guest whose driver has not started."""
+    guest = running.guest("a")
+    guest.frontend.connect()
+    guest.frontend.handshake(guest.features)
+    error = running.show("vms", "a")["last_error"]
+    assert error["what"] == "ring 0: the driver has not started it"
+    guest.close()
+
+
+def test_a_view_that_is_none_is_said_in_words(running: Running):
+    with pytest.raises(ApiError, match="nothing called 'dogs' to show") as refused:
+        show(running.engine, "dogs")
+    assert refused.value.exit_code == 2
