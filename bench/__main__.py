@@ -38,7 +38,9 @@ def quick(wanted: Sequence[str]) -> None:
     """Our own engine only."""
     for name, (size, guests) in SETUPS.items():
         if name in wanted:
-            say(f"{name}: {once('vmq', 'built-in', guests, size):.2f} million frames a second, built-in guests")
+            say(
+                f"{name}: {once('vmq', 'built-in', guests, size):.2f} million frames a second, built-in guests"
+            )
     for name, measure in ENGINE_ROWS.items():
         if name in wanted:
             for part, figure in measure(QUICK_RUNS).items():
@@ -68,7 +70,9 @@ def full(wanted: Sequence[str]) -> None:
 
 def main() -> int:
     names = [*SETUPS, *ENGINE_ROWS]
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the engine beside its peers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure the engine beside its peers."
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one of {', '.join(names)}; all without")
     parser.add_argument("--quick", action="store_true", help="our own engine only, one run of each")
     options = parser.parse_args()

@@ -20,7 +20,10 @@ def once(system: str, front_end: str, guests: int, size: int) -> float:
     """One run: million frames a second that arrived. ValueError: no frame did, or one was lost without a name."""
     with tempfile.TemporaryDirectory(prefix="vmq-bench-") as name:
         folder = Path(name)
-        with SYSTEMS[system](folder, guests, size) as served, FRONT_ENDS[front_end](folder, served) as delivered:
+        with (
+            SYSTEMS[system](folder, guests, size) as served,
+            FRONT_ENDS[front_end](folder, served) as delivered,
+        ):
             time.sleep(WARM_SECONDS)
             before, began = delivered(), time.monotonic()
             time.sleep(MEASURED_SECONDS)
@@ -47,5 +50,7 @@ def delivery(front_end: str, guests: int, size: int, runs: int, say: Say) -> dic
     for run in range(runs):
         for system in values:
             values[system].append(once(system, front_end, guests, size))
-            say(f"{size} B to {guests} {front_end}: run {run + 1}/{runs}, {system} {values[system][-1]:.2f} Mpps")
+            say(
+                f"{size} B to {guests} {front_end}: run {run + 1}/{runs}, {system} {values[system][-1]:.2f} Mpps"
+            )
     return {name: Figure.of(several) for name, several in values.items()}

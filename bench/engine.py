@@ -26,7 +26,9 @@ def configuration(folder: Path, vms: int) -> str:
     """VM ports without an uplink."""
     text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "1"\n'
     for number in range(vms):
-        text += f'[vm.v{number}]\nsocket = "{folder}/v{number}.sock"\nmac = "{mac(number)}"\nqueue_pairs = 1\n'
+        text += (
+            f'[vm.v{number}]\nsocket = "{folder}/v{number}.sock"\nmac = "{mac(number)}"\nqueue_pairs = 1\n'
+        )
     return text
 
 
@@ -36,7 +38,9 @@ def running(vms: int) -> Iterator[tuple[EngineProcess, list[Guest]]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmq-bench-")))
         engine = stack.enter_context(EngineProcess(folder, configuration(folder, vms)))
-        guests = [stack.enter_context(Guest(str(folder / f"v{number}.sock"), mac(number))) for number in range(vms)]
+        guests = [
+            stack.enter_context(Guest(str(folder / f"v{number}.sock"), mac(number))) for number in range(vms)
+        ]
         yield engine, guests
 
 

@@ -37,8 +37,23 @@ def built_in(_folder: Path, served: Served) -> Iterator[Callable[[], int]]:
 
     with contextlib.ExitStack() as stack:
         for number, socket in enumerate(served.sockets):
-            argv = [sys.executable, "-m", "vmq.guest", "--socket", str(socket), "--mac", mac(number), "--poll"]
-            argv += ["--cpu", str(GUEST_CPU), "--size", str(RING), *(["--server"] if served.guests_listen else [])]
+            argv = [
+                sys.executable,
+                "-m",
+                "vmq.guest",
+                "--socket",
+                str(socket),
+                "--mac",
+                mac(number),
+                "--poll",
+            ]
+            argv += [
+                "--cpu",
+                str(GUEST_CPU),
+                "--size",
+                str(RING),
+                *(["--server"] if served.guests_listen else []),
+            ]
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
             processes.append(process)
             stack.callback(_end, process)

@@ -25,7 +25,11 @@ Rows = Mapping[str, Mapping[str, Figure]]
 def fingerprint() -> dict[str, Any]:
     """The machine and the versions that a figure belongs to."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     commit = subprocess.run(
@@ -41,7 +45,10 @@ def fingerprint() -> dict[str, Any]:
 def delivery_table(rows: Rows) -> str:
     """Million frames a second, a line a set-up, and ours as a multiple of each peer's."""
     peers = ("net_vhost", "ovs")
-    lines = ["| frames, guests | vmq | net_vhost | OVS-DPDK | vmq / net_vhost | vmq / OVS-DPDK |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| frames, guests | vmq | net_vhost | OVS-DPDK | vmq / net_vhost | vmq / OVS-DPDK |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, figures in rows.items():
         cells = [figures[one].text() if one in figures else "-" for one in ("vmq", *peers)]
         times = [ratio(figures["vmq"], figures[one]) if one in figures else None for one in peers]
@@ -57,24 +64,36 @@ def _times(value: float | None) -> str:
 def engine_table(rows: Rows) -> str:
     """Figures of the engine alone."""
     lines = ["| what | figure |", "|---|---|"]
-    lines += [f"| {name}: {part} | {figure.text()} |" for name, parts in rows.items() for part, figure in parts.items()]
+    lines += [
+        f"| {name}: {part} | {figure.text()} |"
+        for name, parts in rows.items()
+        for part, figure in parts.items()
+    ]
     return "\n".join(lines)
 
 
 def bars(rows: Rows) -> str:
     """The delivery figures as bars, SVG."""
-    entries = [(f"{name}: {system}", figure.median) for name, figures in rows.items() for system, figure in figures.items()]
+    entries = [
+        (f"{name}: {system}", figure.median)
+        for name, figures in rows.items()
+        for system, figure in figures.items()
+    ]
     longest = max((value for _, value in entries), default=1.0)
     height = BAR_HEIGHT * len(entries) + 8
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABEL_WIDTH + BAR_WIDTH + 60}" height="{height}" '
-        'font-family="sans-serif" font-size="11">'
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABEL_WIDTH + BAR_WIDTH + 60}" height="{height}" '
+            'font-family="sans-serif" font-size="11">'
+        )
     ]
     for place, (label, value) in enumerate(entries):
         y, width = 4 + place * BAR_HEIGHT, max(value / longest * BAR_WIDTH, 1)
         colour = "#2b6cb0" if label.endswith("vmq") else "#a0aec0"
         parts.append(f'<text x="{LABEL_WIDTH - 6}" y="{y + 12}" text-anchor="end">{label}</text>')
-        parts.append(f'<rect x="{LABEL_WIDTH}" y="{y}" width="{width:.0f}" height="{BAR_HEIGHT - 4}" fill="{colour}"/>')
+        parts.append(
+            f'<rect x="{LABEL_WIDTH}" y="{y}" width="{width:.0f}" height="{BAR_HEIGHT - 4}" fill="{colour}"/>'
+        )
         parts.append(f'<text x="{LABEL_WIDTH + width + 4:.0f}" y="{y + 12}">{value:.2f}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -96,6 +115,9 @@ def as_json(delivery: Rows, engine: Rows, about: Mapping[str, Any]) -> str:
     """Everything, with every run."""
 
     def plain(rows: Rows) -> dict[str, Any]:
-        return {name: {part: list(figure.values) for part, figure in parts.items()} for name, parts in rows.items()}
+        return {
+            name: {part: list(figure.values) for part, figure in parts.items()}
+            for name, parts in rows.items()
+        }
 
     return json.dumps({"machine": about, "delivery": plain(delivery), "engine": plain(engine)}, indent=2)

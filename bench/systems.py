@@ -49,7 +49,9 @@ def vmq(folder: Path, guests: int, size: int) -> Iterator[Served]:
     text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n'
     text += f'[uplink.source]\nkind = "memory"\nsize = {size}\nflows = {FLOWS}\nlossless = false\n'
     for number in range(guests):
-        text += f'[vm.v{number}]\nsocket = "{folder}/v{number}.sock"\nuplink = "source"\nmac = "{mac(number)}"\n'
+        text += (
+            f'[vm.v{number}]\nsocket = "{folder}/v{number}.sock"\nuplink = "source"\nmac = "{mac(number)}"\n'
+        )
     with EngineProcess(folder, text) as engine:
         yield Served([folder / f"v{number}.sock" for number in range(guests)], False, engine)
 
@@ -60,7 +62,13 @@ def frames_for(guests: int, size: int) -> list[bytes]:
     for flow in range(FLOWS):
         to = bytes.fromhex(mac(flow * 2654435761 % 2**32 * guests >> 32).replace(":", ""))
         addresses = bytes((10, flow >> 16 & 255, flow >> 8 & 255, flow & 255, 10, 255, 0, 1))
-        head = to + bytes.fromhex("020000000099") + bytes.fromhex("08004500002e000000004011") + bytes(2) + addresses
+        head = (
+            to
+            + bytes.fromhex("020000000099")
+            + bytes.fromhex("08004500002e000000004011")
+            + bytes(2)
+            + addresses
+        )
         frames.append(head.ljust(size, b"\0")[:size])
     return frames
 
@@ -81,7 +89,9 @@ def net_vhost(folder: Path, guests: int, size: int) -> Iterator[Served]:
 def ovs(folder: Path, guests: int, size: int) -> Iterator[Served]:
     """Open vSwitch with DPDK."""
     capture = write_capture(folder / "in.pcap", frames_for(guests, size))
-    environment = os.environ | dict.fromkeys(("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"), str(folder))
+    environment = os.environ | dict.fromkeys(
+        ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"), str(folder)
+    )
     remote = f"unix:{folder}/db.sock"
 
     def run(*argv: str) -> None:
@@ -116,7 +126,12 @@ def _ovs_ports(folder: Path, guests: int, capture: Path, remote: str, run: objec
     for number, socket in enumerate(sockets):
         run(*ctl, "add-port", "br0", f"v{number}", "--", "set", "Interface", f"v{number}", "type=dpdkvhostuserclient",
             f"options:vhost-server-path={socket}", f"ofport_request={number + 10}")  # fmt: skip
-        run("ovs-ofctl", "add-flow", f"{folder}/br0.mgmt", f"dl_dst={mac(number)},actions=output:{number + 10}")
+        run(
+            "ovs-ofctl",
+            "add-flow",
+            f"{folder}/br0.mgmt",
+            f"dl_dst={mac(number)},actions=output:{number + 10}",
+        )
     run(*ctl, "add-port", "br0", "p0", "--", "set", "Interface", "p0", "type=dpdk",
         f"options:dpdk-devargs=net_pcap0,rx_pcap={capture},infinite_rx=1")  # fmt: skip
     return Served(sockets, True)

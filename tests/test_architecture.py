@@ -329,6 +329,7 @@ HOSTS = {
     "libvirt.org",
     "json-schema.org",
     "no-color.org",
+    "www.w3.org",  # the name of SVG
 }
 TEXT = {".py", ".md", ".toml", ".in", ".lock", ".txt", ".debian", ""}
 
