@@ -48,9 +48,7 @@ def delivery(front_end: str, guests: int, size: int, runs: int, say: Say) -> dic
     """Figures of each system that can serve so many guests."""
     values: dict[str, list[float]] = {name: [] for name in compared(guests)}
     for run in range(runs):
-        for system in values:
-            values[system].append(once(system, front_end, guests, size))
-            say(
-                f"{size} B to {guests} {front_end}: run {run + 1}/{runs}, {system} {values[system][-1]:.2f} Mpps"
-            )
+        for system, several in values.items():
+            several.append(once(system, front_end, guests, size))
+            say(f"{size} B to {guests} {front_end}: {run + 1}/{runs}, {system} {several[-1]:.2f} Mpps")
     return {name: Figure.of(several) for name, several in values.items()}
