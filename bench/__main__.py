@@ -16,7 +16,7 @@ from bench import engine, report
 from bench.delivery import delivery, once
 from bench.guests import FRONT_ENDS
 from bench.stats import Figure
-from tests.dpdk.hugepages import reserved
+from tests.dpdk.hugepages import hugepages
 
 RUNS, QUICK_RUNS = 5, 1
 OVS_MEBIBYTES = 1400
@@ -50,9 +50,7 @@ def quick(wanted: Sequence[str]) -> None:
 def full(wanted: Sequence[str]) -> None:
     """Everything, beside the peers, and the page."""
     delivered: dict[str, dict[str, Figure]] = {}
-    with reserved(OVS_MEBIBYTES) as enough:
-        if not enough:
-            say("no room for the hugepages that OVS-DPDK needs")
+    with hugepages(OVS_MEBIBYTES):
         for name, (size, guests) in SETUPS.items():
             for front_end in FRONT_ENDS if name in wanted else ():
                 label = f"{size} B, {guests} {front_end}"

@@ -242,7 +242,7 @@ def test_without_any_they_are_those_that_vms_ask_for():
 def test_else_they_are_chosen_and_it_says_why(
     monkeypatch: pytest.MonkeyPatch, allowed: set[int], chosen: tuple[int, ...]
 ):
-    monkeypatch.setattr(daemon.os, "sched_getaffinity", lambda _: allowed)
+    monkeypatch.setattr("vmq.daemon.os.sched_getaffinity", lambda _: allowed)
     cpus, why = daemon.choose_processors(Config())
     assert cpus == chosen
     assert f"chosen from {len(allowed)} allowed" in why

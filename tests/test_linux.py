@@ -185,7 +185,7 @@ def test_a_socket_that_cannot_be_shared_is_not_left_behind(tmp_path: Path, monke
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(linux.os, "chown", refuse)
+    monkeypatch.setattr("vmq.linux.os.chown", refuse)
     with pytest.raises(HostError, match="not permitted"):
         linux.listen(WHERE, str(tmp_path / "web.sock"), 7)
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from vmq import linux, publisher
 from vmq.abi.ethernet import MAC_BROADCAST, mac_number
 from vmq.dataplane import state
 from vmq.errors import ProtocolError
-from vmq.jit import at
+from vmq.jit import at, int64
 from vmq.publisher import Block, PortEntry, Publisher, RingEntry, Segment, UplinkEntry
 
 A, B = (mac_number(f"52:54:00:00:00:0{digit}") for digit in "12")
@@ -145,7 +145,7 @@ def test_every_filter_is_found_and_nothing_else(keys: list[tuple[int, int, int]]
     assert np.count_nonzero(buckets["key"] != state.KEY_EMPTY) <= size // 2
     for number, (mac, vlan, uplink) in enumerate(keys):
         key = mac | vlan << state.VID_SHIFT
-        slot = int(slot_of(np.int64(key), np.int64(uplink), np.int64(size - 1)))
+        slot = int(slot_of(int64(key), int64(uplink), int64(size - 1)))
         while (buckets[slot]["key"], buckets[slot]["uplink"]) != (key, uplink):
             assert buckets[slot]["key"] != state.KEY_EMPTY
             slot = (slot + 1) % size

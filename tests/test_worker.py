@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.engine.running import FIRST_CPU, open_files, until
-from vmq import worker as module
 from vmq.dataplane import state
 from vmq.jit import at
 from vmq.publisher import Publisher, Segment
@@ -98,7 +97,7 @@ def test_a_worker_that_dies_is_heard_and_nobody_waits_for_it(
     def broken(_address: int) -> None:
         raise RuntimeError("in a kernel")
 
-    monkeypatch.setattr(module.loop, "run", broken)
+    monkeypatch.setattr("vmq.worker.loop.run", broken)
     (one,) = processors.workers
     one.start()
     one.join()
@@ -174,7 +173,7 @@ def test_no_python_runs_in_a_worker_between_start_and_stop(processors: Processor
     try:
         one.start()
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
     until(lambda: one.row["sleeping"])
     before = len(lines)
     assert before > 0

@@ -113,24 +113,6 @@ def eventfd_is_full(descriptor: int) -> bool:
     return False
 
 
-def never_written(descriptor: int, offset: int) -> bool:
-    """Whether nobody has ever written a page of a file; where that cannot be found out, no.
-
-    Through a description of our own: the file offset of the one that we were sent belongs to whoever sent it.
-    """
-    page = offset // PAGE * PAGE
-    try:
-        own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.lseek(own, page, os.SEEK_DATA) >= page + PAGE
-    except OSError as error:
-        return error.errno == errno.ENXIO  # no data from here to the end
-    finally:
-        os.close(own)
-
-
 def set_nonblocking(descriptor: int) -> None:
     """O_NONBLOCK, on the open file that we share with whoever sent it."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)

@@ -120,8 +120,9 @@ def decided(running: Running, steering: Steering, params: dict[str, Any]) -> Non
     ours = {
         "members": sorted(vm.name for vm in decision.vms),
         "to_wire": decision.to_wire,
-        "drop": decision.drop or None,
+        "drop": decision.drop,
     }
+    kernel["drop"] = kernel["drop"] or ""
     assert ours == kernel, params
 
 

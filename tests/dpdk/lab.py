@@ -112,6 +112,8 @@ class Testpmd:
     def ready(self) -> Self:
         """Wait until its ports are started and it takes commands."""
         self._settle(START_SECONDS)
+        assert "probe failed" not in self.log, self.log
+        assert "Start ports failed" not in self.log, self.log
         self._telemetry = self._connect()
         return self
 

@@ -127,10 +127,14 @@ class Running:
 
     def vm(self, name: str, number: int = 1, **keys: Any) -> VmConfig:
         """A VM port of one queue pair, with an address of its number."""
-        keys = {"socket": self.path(name), "mac": (MACS[number - 1],), "queue_pairs": 1} | keys
-        return VmConfig(**keys)
+        fields: dict[str, Any] = {
+            "socket": self.path(name),
+            "mac": (MACS[number - 1],),
+            "queue_pairs": 1,
+        } | keys
+        return VmConfig(**fields)
 
-    def configure(self, uplinks: dict[str, AnyUplink] | None = None, **vms: VmConfig) -> Any:
+    def configure(self, uplinks: dict[str, AnyUplink] | None = None, /, **vms: VmConfig) -> Any:
         """Bring about these; the actions."""
         return self.do(self.engine.reconfigure, Config(uplinks=uplinks or {}, vms=vms))
 

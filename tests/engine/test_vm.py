@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engine.running import MACS, NO_FRAMES, Running, until
+from tests.engine.running import MACS, NO_FRAMES, Running, frame, until
 from vmq.abi.ethernet import mac_number, mac_text
 from vmq.dataplane import state
 from vmq.engine import vm as module
@@ -72,10 +72,39 @@ def test_the_smallest_mtu_counts(running: Running):
     until(lambda: running.show("vms", "b")["mtu"] == 1500)
 
 
+def test_a_guest_that_was_told_a_larger_mtu_is_an_error_with_a_remedy(running: Running):
+    """Its longer frames are dropped; what is smaller has its way."""
+    running.configure(a=running.vm("a", mtu=1400))
+    with running.guest("a", mtu=1400):
+        assert running.show("vms", "a")["last_error"] is None
+    with running.guest("a", mtu=9000):
+        told = running.show("vms", "a")["last_error"]
+    assert "9000" in told["what"]
+    assert "host_mtu=1400" in told["remedy"]
+
+
+def test_frames_that_wait_while_guest_memory_stays_empty_tell_that_it_is_not_shared(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """The file came, but what the guest writes does not. A guest that is only slow is no such case."""
+    running.pair()
+    with running.guest("a", post=0) as slow, running.guest("b") as sender:
+        slow.memory.write(64, b"a vector")
+        monkeypatch.setattr(module, "is_empty", lambda _region: True)
+        assert running.show("vms", "a")["last_error"] is None, "nothing has waited yet"
+        sender.send([frame(MACS[0], MACS[1])])
+        until(lambda: running.show("vms", "a")["drops"])
+        told = running.show("vms", "a")["last_error"]
+        assert "not shared" in told["what"]
+        assert "share=on" in told["remedy"]
+        monkeypatch.undo()
+        assert running.show("vms", "a")["last_error"] is None, "its memory is not empty"
+
+
 def test_a_line_is_said_once_a_minute_and_not_too_many(monkeypatch: pytest.MonkeyPatch):
     """O5: an attacker cannot fill the log."""
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("vmq.engine.vm.time.monotonic", lambda: now[0])
     said = Said()
     assert [said.fresh("a"), said.fresh("b"), said.fresh("a"), said.fresh("b")] == [True, True, False, False]
     assert sum(said.fresh(f"request {number}") for number in range(1000)) == module.LINES_MAX - 2

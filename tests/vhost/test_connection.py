@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ import pytest
 
 from tests.engine.running import guest_maps, open_files
 from tests.vhost.executor import BASE, R
-from vmq.abi.vhost_user import Request
 from vmq.errors import ProtocolError
 from vmq.vhost.connection import Connection
 from vmq.vhost.memory import Mapping, unmap
@@ -240,10 +240,11 @@ def test_h19_a_thousand_messages_of_a_kind_leave_no_descriptor(peer: Peer, reque
     """H19, CVE-2019-14818: whatever comes with whatever; the engine keeps at most what its session names."""
     peer.running()
     memory, event = peer.memfd(), peer.eventfd()
-    payload = {Request.SET_MEM_TABLE: struct.pack("=IIQQQQ", 1, 0, 0, SIZE, BASE, 0)}.get(
-        request_id,
-        struct.pack("=Q", 2) if request_id in (12, 13, 14) else bytes(40 if request_id > 30 else 8),
-    )
+    payload = bytes(40 if request_id > 30 else 8)
+    if request_id == R.SET_MEM_TABLE:
+        payload = struct.pack("=IIQQQQ", 1, 0, 0, SIZE, BASE, 0)
+    elif request_id in (R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR):
+        payload = struct.pack("=Q", 2)
     before = len(open_files())
 
     for count in range(1000):
@@ -278,6 +279,22 @@ def test_h19_descriptors_beyond_what_a_message_carries_end_the_connection(peer: 
 
     assert not peer.open
     assert "descriptors" in str(peer.owner.errors[0])
+
+
+def test_h19_4_descriptors_that_this_process_has_no_room_for_end_the_connection(peer: Peer):
+    """MSG_CTRUNC without any: the message is whole, and its descriptor is gone."""
+    peer.hello()
+    event = peer.eventfd()
+    free = os.dup(event)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        peer.fd(R.SET_VRING_CALL, 0, event)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not peer.open
+    assert "descriptors were lost" in str(peer.owner.errors[0])
 
 
 def test_h19_nine_descriptors_are_one_too_many(peer: Peer):
@@ -498,6 +515,29 @@ def test_a_teardown_that_fails_is_logged_and_ends(caplog: pytest.LogCaptureFixtu
     for mapping in peer.connection.mappings.values():
         unmap(mapping)
         os.close(mapping.region.fd)
+
+
+def test_an_owner_that_fails_at_the_end_keeps_nothing_open(caplog: pytest.LogCaptureFixture):
+    before = open_files(), guest_maps()
+    peer = Peer()
+    peer.running()
+
+    def broken() -> None:
+        raise IndexError("ours")
+
+    peer.connection._closed = broken
+    peer.close()
+    assert "its owner failed" in caplog.text
+    assert (open_files(), guest_maps()) == before
+
+
+def test_a_front_end_that_resets_the_connection_has_gone(peer: Peer):
+    """Its end is closed with an answer unread."""
+    peer.running().say(R.GET_FEATURES)
+    peer.socket.close()
+    peer.connection.readable()
+    assert not peer.open
+    assert peer.owner.errors == []
 
 
 def test_a_ring_is_kicked_by_polling_when_it_has_no_kick(peer: Peer):

@@ -15,7 +15,7 @@ import pytest
 from tests.engine.running import open_files
 from vmq.errors import ProtocolError
 from vmq.jit import at
-from vmq.vhost.memory import map_region, unmap
+from vmq.vhost.memory import is_empty, map_region, unmap
 from vmq.vhost.message import Region
 
 PAGE = mmap.PAGESIZE
@@ -134,6 +134,17 @@ def test_memory_sealed_against_shrinking_is_welcome(stack: ExitStack):
     fd = memfd(stack, PAGE)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     unmap(map_region(Region(0, PAGE, 0, 0, fd)))
+
+
+def test_memory_in_which_nobody_has_written_is_told_apart(stack: ExitStack):
+    """A front-end that maps its memory privately sends a file that stays empty."""
+    fd = memfd(stack, 4 * PAGE)
+    region = Region(0, 2 * PAGE, 0, 2 * PAGE, fd)
+    os.pwrite(fd, b"another region's", 0)
+    assert is_empty(region)
+    os.pwrite(fd, b"ours", 2 * PAGE + 100)
+    assert not is_empty(region)
+    assert not is_empty(Region(0, PAGE, 0, 0, -1))
 
 
 def test_mapping_opens_and_closes_no_descriptor(stack: ExitStack):

@@ -12,7 +12,7 @@ import stat
 import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -185,7 +185,7 @@ async def test_after_harm_a_front_end_waits(tmp_path, monkeypatch):
     port = made(tmp_path)
     port.open()
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("vmq.vhost.port.time.monotonic", lambda: now[0])
     first = dial(tmp_path)
     assert await answers(first)
     port.hold(10)
@@ -206,8 +206,7 @@ async def test_a_process_without_descriptors_does_not_spin(tmp_path, monkeypatch
     port = made(tmp_path)
     monkeypatch.setattr(module, "BREATH_SECONDS", 0.05)
     port.open()
-    listener = port._listener
-    assert listener is not None
+    listener = cast("socket.socket", port._listener)
     tries: list[int] = []
 
     class Full:

@@ -25,6 +25,7 @@ from vmq.vhost.session import (
     lacking,
     mask,
     obstacle,
+    remedy,
     ring_placement,
     settle,
     stopped_at,
@@ -150,6 +151,14 @@ def test_every_descriptor_is_counted():
 def test_a_ring_that_does_not_run_says_why(incomplete, word):
     """The last error of a VM port, in words."""
     assert word in obstacle(incomplete, 0)
+
+
+def test_the_remedy_for_memory_that_does_not_come_is_to_share_it():
+    """QEMU sends no region of memory that is not shared, and starts the rings all the same."""
+    assert "share=on" in remedy(session(regions=()), 0)
+    assert remedy(session(), 0) == ""
+    assert remedy(session(regions=(), refused="legacy driver"), 0) == ""
+    assert remedy(session(replace(READY, state=RingState.STOPPED), regions=()), 0) == ""
 
 
 def test_a_ring_that_runs_has_no_obstacle():

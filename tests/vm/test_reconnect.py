@@ -10,7 +10,7 @@ import pytest
 
 from tests.vm.lab import recipes
 from tests.vm.lab.qemu import Guest
-from tests.vm.lab.site import Holdings, Site, site
+from tests.vm.lab.site import Site, site
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(200)]
 PORT = 7001
@@ -42,18 +42,18 @@ def test_engine_that_connects_finds_its_front_end_again(tmp_path: Path) -> None:
 def test_guest_that_is_killed_and_started_again_gets_its_traffic_back(tmp_path: Path, times: int) -> None:
     """SIGKILL to QEMU, the same socket; descriptors and mappings are those of the first time."""
     with site(tmp_path) as here:
-        held = Holdings.of(here.engine.pid)
+        held = here.holdings()
         first = None
         for number in range(times + 1):
             with here.guest("a") as guest:
                 guest.ready()
                 here.await_ping("a")
                 assert here.row("a")["connects"] == number + 1
-                first = first or Holdings.of(here.engine.pid)
-                assert Holdings.of(here.engine.pid) == first
+                first = first or here.holdings()
+                assert here.holdings() == first
                 assert first.mappings > 0
             here.engine.wait_for("a", "listening")
-        assert Holdings.of(here.engine.pid) == held
+        assert here.holdings() == held
         assert here.row("a")["last_error"] is None
 
 
@@ -65,7 +65,7 @@ def test_guest_that_reboots_keeps_its_connection_and_gets_its_traffic_back(
     with site(tmp_path) as here, here.guest("a") as guest:
         guest.ready()
         here.await_ping("a")
-        held = Holdings.of(here.engine.pid)
+        held = here.holdings()
         for _ in range(times):
             for how in (
                 lambda: guest.start("sleep 0.1; reboot -f"),
@@ -74,7 +74,7 @@ def test_guest_that_reboots_keeps_its_connection_and_gets_its_traffic_back(
                 guest.reboot(how)
                 here.await_ping("a")
         here.upload(guest, 2)
-        assert Holdings.of(here.engine.pid) == held
+        assert here.holdings() == held
         assert here.row("a")["connects"] == 1
         assert here.row("a")["last_error"] is None
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmq import linux
 from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
@@ -21,7 +20,7 @@ from vmq.dataplane import state
 from vmq.errors import ProtocolError
 from vmq.jit import at
 from vmq.publisher import PortEntry, RingEntry
-from vmq.vhost.memory import Mapping
+from vmq.vhost.memory import Mapping, is_empty
 from vmq.vhost.message import Region
 from vmq.vhost.port import Port
 from vmq.vhost.session import Area, Offer, Session, obstacle, remedy, ring_placement
@@ -83,7 +82,6 @@ class Vm:
         self._rings: dict[int, tuple[RingEntry, RingEntry]] = {}
         self._regions: tuple[tuple[int, int, int], ...] = ()
         self._kicks: dict[int, int] = {}
-        self._blank = False  # True: receive queue 0 began in memory that nobody had ever written
         where = f"{engine.where}: [vm.{name}] socket"
         self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
         self.port.changed = self._changed
@@ -136,9 +134,6 @@ class Vm:
         if session.started and not before:
             self._clear_fault()  # before guest memory is read: it may be gone
         entries = {index: self._ring(session, index, mappings) for index in session.started}
-        if 0 in set(entries) - before:
-            area = ring_placement(session, 0).desc
-            self._blank = linux.never_written(area.region.fd, area.region.offset + area.offset)
         for index in set(entries) - before:
             self._begin(index, entries[index], session.rings[index].base)
         none = RingEntry()
@@ -211,9 +206,11 @@ class Vm:
         """Hand a ring to the kernels: where it stands, as the front-end and guest memory say."""
         row = self._state(index)
         used = at(entry.used, 1, virtio.vring_used)[0]
-        row["next_avail"] = base & state.M16
         # The used index is read from guest memory, never assumed: the driver counts on (vhost-user.md, hazard 3).
         row["next_used"] = row["shown"] = used["idx"]
+        # DPDK's virtio_user, listening, says 0 after its back-end was away, though its rings go on. Chains are used in
+        # order: all before the used index are done, and none after it.
+        row["next_avail"] = base & state.M16 or used["idx"]
         row["first"], row["asleep"], row["region"] = 1, 0, state.NONE
         if not entry.features & state.RING_EVENT_IDX:
             receive = index % 2 == 0  # nobody waits for receive buffers
@@ -332,17 +329,15 @@ class Vm:
 
     @property
     def unseen(self) -> bool:
-        """Whether frames wait for buffers that its driver posts in memory of its own.
+        """Whether frames find no buffer because nothing that the guest writes reaches us.
 
-        A front-end that has mapped its file privately sends it all the same. Then nothing that the driver writes is
-        ever in the file, where a driver that shares it has at least cleared its descriptor table.
+        A front-end that maps its memory privately sends us the file all the same, and it stays empty.
         """
         ring = self._rings[0][0] if 0 in self._rings else RingEntry()
-        if not (self._blank and ring.running):
+        if not ring.running or not self.queue_rows()[0]["to_guest_drops"][state.TO_GUEST_NO_BUFFER]:
             return False
         posted = int(at(ring.avail, 1, virtio.vring_avail)[0]["idx"])
-        missed = int(self.queue_rows()[0]["to_guest_drops"][state.TO_GUEST_NO_BUFFER])
-        return missed > 0 and posted == int(self._state(0)["next_avail"]) == self.session.rings[0].base
+        return posted == 0 and all(map(is_empty, self.session.regions))
 
     def queue_rows(self) -> np.ndarray[tuple[int], np.dtype[np.void]]:
         """The counters of its receive queues."""

@@ -18,6 +18,7 @@ from vmq.errors import ProtocolError
 from vmq.vhost.message import MEMORY_REMEDY, Region
 
 MEMORY = 'vhost-user "Memory region description"'
+SAMPLE_BYTES = 1 << 16  # of a region: firmware, interrupt vectors or a kernel lie in the first of every guest
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,11 @@ def map_region(region: Region) -> Mapping:
 def unmap(mapping: Mapping) -> None:
     """Undo `map_region`; no worker looks there any more."""
     linux.unmap(mapping.address, mapping.length)
+
+
+def is_empty(region: Region) -> bool:
+    """Whether a region begins with nothing but zeros: no guest that has started leaves the memory that we see so."""
+    try:
+        return not os.pread(region.fd, SAMPLE_BYTES, region.offset).strip(b"\0")
+    except OSError:
+        return False  # it cannot be told

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.vm.lab import recipes
 from tests.vm.lab.engine import EngineProcess
@@ -46,17 +46,11 @@ def mac(name: str) -> str:
     return f"52:54:00:00:00:{NUMBERS[name]:02x}"
 
 
-@dataclass(frozen=True)
-class Holdings:
-    """What a process holds of its peers: open descriptors, and mappings of guest memory."""
+class Holdings(NamedTuple):
+    """What the engine holds of its peers: open descriptors, and mappings of guest memory."""
 
     descriptors: int
     mappings: int
-
-    @classmethod
-    def of(cls, pid: int) -> Holdings:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-        return cls(len(os.listdir(f"/proc/{pid}/fd")), maps.count("/memfd:memory-backend"))
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,13 @@ class Site:
     def row(self, name: str) -> dict[str, Any]:
         """A VM port as `vmq show vms` shows it."""
         return self.engine.show("vms")[name]
+
+    def holdings(self) -> Holdings:
+        """What the engine holds now."""
+        time.sleep(0.2)  # until it has closed the connection of our last question
+        process = Path(f"/proc/{self.engine.pid}")
+        maps = (process / "maps").read_text()
+        return Holdings(len(os.listdir(process / "fd")), maps.count("/memfd:memory-backend"))
 
     def ping(self, name: str, *options: str, count: int = 3) -> int:
         """Ping a guest from the host, waiting for its first answer; how many of `count` came back."""
