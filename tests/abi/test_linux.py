@@ -16,10 +16,16 @@ from vmq.abi.layout import offset
 STRUCTURES = {
     "struct epoll_event": ("epoll_event", {"events": "events", "data": "data"}),
     "struct iovec": ("iovec", {"base": "iov_base", "len": "iov_len"}),
-    "struct msghdr": ("msghdr", {"name": "msg_name", "iov": "msg_iov", "control": "msg_control", "flags": "msg_flags"}),
+    "struct msghdr": (
+        "msghdr",
+        {"name": "msg_name", "iov": "msg_iov", "control": "msg_control", "flags": "msg_flags"},
+    ),
     "struct mmsghdr": ("mmsghdr", {"hdr": "msg_hdr", "len": "msg_len"}),
     "struct cmsghdr": ("cmsghdr", {"len": "cmsg_len", "level": "cmsg_level", "type": "cmsg_type"}),
-    "struct packet_mreq": ("packet_mreq", {"ifindex": "mr_ifindex", "alen": "mr_alen", "address": "mr_address"}),
+    "struct packet_mreq": (
+        "packet_mreq",
+        {"ifindex": "mr_ifindex", "alen": "mr_alen", "address": "mr_address"},
+    ),
     "struct tpacket_auxdata": ("tpacket_auxdata", {"status": "tp_status", "vlan_tci": "tp_vlan_tci"}),
     "struct timespec": ("timespec", {"sec": "tv_sec", "nsec": "tv_nsec"}),
 }
@@ -34,7 +40,9 @@ def test_structures_have_the_sizes_and_offsets_of_the_headers(tmp_path: Path) ->
         lines += [f'printf("%zu\\n", offsetof({name}, {field}));' for field in fields.values()]
     includes = "\n".join(f"#include <{header}>" for header in HEADERS)
     source = tmp_path / "layout.c"
-    source.write_text(f"#define _GNU_SOURCE\n{includes}\nint main(void) {{\n" + "\n".join(lines) + "\nreturn 0; }\n")
+    source.write_text(
+        f"#define _GNU_SOURCE\n{includes}\nint main(void) {{\n" + "\n".join(lines) + "\nreturn 0; }\n"
+    )
     subprocess.run(["cc", "-o", str(tmp_path / "layout"), str(source)], check=True)
     told = iter(subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True).stdout.split())
 

@@ -66,15 +66,15 @@ class Wire:
         self._socket.close()
 
 
-def ports(vms: Mapping[str, str], *, uplink: str = "", mode: str = "listen") -> str:
-    """VM ports of a configuration, name by MAC; NAME.10 is in VLAN 10."""
+def ports(
+    vms: Mapping[str, str], *, uplink: str = "", mode: str = "listen", vlans: Mapping[str, int] | None = None
+) -> str:
+    """VM ports of a configuration, name by MAC."""
     text = ""
     for name, mac in vms.items():
-        stem, _, vlan = name.partition(".")
-        text += f'[vm."{name}"]\nsocket = "{{folder}}/{name}.sock"\nmac = "{mac}"\nmode = "{mode}"\n'
+        text += f'[vm.{name}]\nsocket = "{{folder}}/{name}.sock"\nmac = "{mac}"\nmode = "{mode}"\n'
         text += f'uplink = "{uplink}"\n' if uplink else ""
-        text += f"vlan = {vlan}\n" if vlan else ""
-        assert stem
+        text += f"vlan = {vlans[name]}\n" if vlans else ""
     return text
 
 
@@ -91,9 +91,11 @@ def switched(folder: Path, vms: Mapping[str, str], *, mode: str = "listen") -> I
 
 
 @contextlib.contextmanager
-def wired(folder: Path, vms: Mapping[str, str]) -> Iterator[tuple[EngineProcess, Wire]]:
+def wired(
+    folder: Path, vms: Mapping[str, str], vlans: Mapping[str, int] | None = None
+) -> Iterator[tuple[EngineProcess, Wire]]:
     """An engine on a TAP, and the wire at its other end."""
-    body = f'[uplink.lan]\nkind = "tap"\ndevice = "{TAP}"\n' + ports(vms, uplink="lan")
+    body = f'[uplink.lan]\nkind = "tap"\ndevice = "{TAP}"\n' + ports(vms, uplink="lan", vlans=vlans)
     with Namespace("wire") as host:
         for scope in ("default", "all"):
             host.sysctl(f"net/ipv6/conf/{scope}/disable_ipv6", 1)

@@ -123,7 +123,9 @@ class Neighbours:
     def intact(self) -> None:
         for one in self.traffic:
             counters = one.counters()
-            assert [counters[name] for name in ("wrong", "out_of_place", "missing", "stray", "broken", "bad")] == [0] * 6
+            assert [
+                counters[name] for name in ("wrong", "out_of_place", "missing", "stray", "broken", "bad")
+            ] == [0] * 6
 
     def hold(self, *, on: bool) -> None:
         for one in self.traffic:
@@ -160,7 +162,9 @@ class Arena:
 
     def new(self, name: str, **options: Any) -> Guest:
         """A guest at the socket of a VM port, not started."""
-        return Guest(self.path(name), MACS[name], **{"size": 256, "room": 1 << 17, "timeout": PATIENCE} | options)
+        return Guest(
+            self.path(name), MACS[name], **{"size": 256, "room": 1 << 17, "timeout": PATIENCE} | options
+        )
 
     def alive(self) -> None:
         """O1: the process lives, no thread of it has ended."""
@@ -200,7 +204,9 @@ class Arena:
     def size(self) -> Counter[str]:
         """O7: descriptors and mappings that the engine has, by kind."""
         process = Path(f"/proc/{self.engine.pid}")
-        asking = {line.split()[6] for line in (process / "net/unix").read_text().splitlines() if "api.sock" in line}
+        asking = {
+            line.split()[6] for line in (process / "net/unix").read_text().splitlines() if "api.sock" in line
+        }
         found: Counter[str] = Counter()
         for entry in (process / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -216,7 +222,9 @@ class Arena:
 
 
 COUNTED = ("frames_from_guest", "forwarded", "copies", "offered_to_guest", "frames_to_guest")
-SOURCE_DROPS = {name for name, _ in state.DROPS if not name.startswith(("to_guest_", "handover_", "to_wire_"))}
+SOURCE_DROPS = {
+    name for name, _ in state.DROPS if not name.startswith(("to_guest_", "handover_", "to_wire_"))
+}
 
 
 @dataclass
@@ -368,7 +376,9 @@ class Attack:
         row = until(lambda: self.row["last_error"] and self.row, "words for it")
         assert row["last_error"]["what"] == state.FAULTS[fault][1]
         assert row["last_error"]["remedy"]
-        assert not told or select.select([ring.err_fd], [], [], PATIENCE)[0], "the err eventfd is not signalled"
+        assert not told or select.select([ring.err_fd], [], [], PATIENCE)[0], (
+            "the err eventfd is not signalled"
+        )
         used = [one.used_index for one in guest.virtqueues]
         if way.to_guest:
             self.frames(way, "to_guest_not_running")

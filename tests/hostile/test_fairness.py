@@ -17,7 +17,7 @@ from vmq.abi.vhost_user import U64, Request
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor, Shape, Virtqueue
 from vmq.guest.traffic import Traffic
 
-SECONDS = 1.0
+SECONDS = 0.6
 NOWHERE = 1 << 40
 LINES = 8  # of one VM port in the log, at most: the engine's own limit a minute
 
@@ -44,7 +44,9 @@ def _neighbours_go_on(attack: Attack):
 def test_h13_1_a_guest_that_does_not_drain_loses_its_own_frames_only(attack: Attack, way: Way):
     """Flooded at full speed with all its buffers used up: dropped there and counted; nothing is kept for it."""
     guest = attack.guest(mergeable=way.mergeable)
-    with Traffic(attack.peer, transmit=[frame("attacker", "peer", n) for n in range(64)], poll=True, limit=200_000) as t:
+    with Traffic(
+        attack.peer, transmit=[frame("attacker", "peer", n) for n in range(64)], poll=True, limit=200_000
+    ) as t:
         deadline = time.monotonic() + SECONDS
         until(lambda: t.counters()["returned"] > 1000 and time.monotonic() > deadline)
     returned = t.counters()["returned"]
@@ -100,7 +102,15 @@ def bad_chain(attack: Attack, way: Way, kind: str) -> list[Descriptor]:
     }[kind]
 
 
-KINDS = ["h3_unmapped", "h4_huge", "h5_direction", "h6_h7_runt", "h8_nested", "h8_outside", "long_chain_of_nothing"]
+KINDS = [
+    "h3_unmapped",
+    "h4_huge",
+    "h5_direction",
+    "h6_h7_runt",
+    "h8_nested",
+    "h8_outside",
+    "long_chain_of_nothing",
+]
 
 
 @pytest.mark.parametrize("way", DIRECT_WAYS, ids=lambda way: way.name)
@@ -178,7 +188,10 @@ def test_h26_frames_of_every_bad_kind_without_pause(attack: Attack):
 def test_h26_two_guests_that_flood_each_other_leave_room_for_the_neighbours(attack: Attack):
     """Good frames, as many as fit: a burst at a time, then the next guest's turn."""
     pair = [frame("peer", "attacker")], [frame("attacker", "peer")]
-    with Traffic(attack.guest(), transmit=pair[0], poll=True) as one, Traffic(attack.peer, transmit=pair[1], poll=True):
+    with (
+        Traffic(attack.guest(), transmit=pair[0], poll=True) as one,
+        Traffic(attack.peer, transmit=pair[1], poll=True),
+    ):
         time.sleep(SECONDS)
         attack.arena_neighbours.advance(50)
         assert one.counters()["frames"]

@@ -172,7 +172,9 @@ def test_h15_9_sources_that_are_no_station_are_dropped(attack: Attack, shape: Sh
 
 @each_shape
 @pytest.mark.parametrize("source", ["peer", "third", "02:00:00:00:00:01"], ids=["peer", "third", "gateway"])
-def test_h15_10_and_h15_11_a_source_that_is_somebody_elses_is_dropped(attack: Attack, shape: Shape, source: str):
+def test_h15_10_and_h15_11_a_source_that_is_somebody_elses_is_dropped(
+    attack: Attack, shape: Shape, source: str
+):
     """Spoofed: unicast and broadcast. The filters stay as they are; the port tells which address, and the remedy."""
     filters = attack.arena.engine.show("filters")
     attack.guest(transmit_shape=shape)

@@ -11,8 +11,12 @@ from vmq.guest.driver import HEADER
 from vmq.guest.rings import WRITE, Shape
 
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-to_guest_ways = pytest.mark.parametrize("way", [way for way in WAYS if way.to_guest], ids=lambda way: way.name)
-from_guest_ways = pytest.mark.parametrize("way", [w for w in WAYS if not w.to_guest], ids=lambda way: way.name)
+to_guest_ways = pytest.mark.parametrize(
+    "way", [way for way in WAYS if way.to_guest], ids=lambda way: way.name
+)
+from_guest_ways = pytest.mark.parametrize(
+    "way", [w for w in WAYS if not w.to_guest], ids=lambda way: way.name
+)
 merging = pytest.mark.parametrize(
     "way", [way for way in DIRECT_WAYS if way.to_guest], ids=lambda way: way.name
 )
@@ -46,7 +50,9 @@ def test_h5_buffers_of_the_wrong_direction_are_dropped(attack: Attack, way: Way,
 
 
 @from_guest_ways
-@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 12], ids=lambda size: f"h6_{'2' if size == 12 else '1'}_{size}_bytes")
+@pytest.mark.parametrize(
+    "size", [0, 1, 9, 10, 11, 12], ids=lambda size: f"h6_{'2' if size == 12 else '1'}_{size}_bytes"
+)
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_h6_1_and_h6_2_chains_without_a_frame_are_dropped(attack: Attack, way: Way, size: int, pieces: int):
     """Shorter than a packet header (H6.1), or exactly one (H6.2)."""
@@ -147,7 +153,9 @@ def test_h7_3_a_frame_that_needs_more_buffers_than_there_can_be_is_dropped(
     attack: Attack, way: Way, size: int, buffer: int
 ):
     """More than the ring has, or none that takes a header: bounded work, nothing visible."""
-    guest = attack.guest(mergeable=way.mergeable, size=size, receive_shape=Shape(buffer), transmit_shape=Shape(64))
+    guest = attack.guest(
+        mergeable=way.mergeable, size=size, receive_shape=Shape(buffer), transmit_shape=Shape(64)
+    )
     ring = guest.virtqueue(to_guest=True)
     ring.describe(0, ring.buffer(0), buffer)
     attack.watch()

@@ -191,8 +191,14 @@ def test_h20_12_a_table_swapped_under_traffic_loses_nothing(attack: Attack):
     high = guest.virtqueue().buffers_guest + 5 * PAGE
     cuts = [0, low, high, size]
     parts = [(gpa + a, b - a, own + a, offset + a) for a, b in itertools.pairwise(cuts)]
-    lists = [[frame(to, source, n) for n in range(64)] for to, source in (("attacker", "peer"), ("peer", "attacker"))]
-    with Traffic(guest, *lists, rate=2000) as ours, Traffic(peer, *lists[::-1], rate=500, window=64) as theirs:
+    lists = [
+        [frame(to, source, n) for n in range(64)]
+        for to, source in (("attacker", "peer"), ("peer", "attacker"))
+    ]
+    with (
+        Traffic(guest, *lists, rate=2000) as ours,
+        Traffic(peer, *lists[::-1], rate=500, window=64) as theirs,
+    ):
         for regions in [parts, [(gpa, size, own, offset)]] * 20:
             front.tell(Request.SET_MEM_TABLE, table(*regions), [guest.memory.fd] * len(regions))
         for one in (ours, theirs):

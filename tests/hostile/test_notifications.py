@@ -127,9 +127,13 @@ def test_h12_5_a_full_call_eventfd_loses_calls_and_nothing_else(attack: Attack, 
     assert attack.arena.engine.show("queues")["attacker/0"]["calls_lost"] > 0
 
 
-@pytest.mark.parametrize("request_id", [Request.SET_VRING_CALL, Request.SET_VRING_KICK, Request.SET_VRING_ERR])
+@pytest.mark.parametrize(
+    "request_id", [Request.SET_VRING_CALL, Request.SET_VRING_KICK, Request.SET_VRING_ERR]
+)
 @pytest.mark.parametrize("kind", ["pipe", "tty", "folder", "file", "socket"])
-def test_h12_6_and_h19_3_what_is_no_eventfd_is_refused(attack: Attack, request_id: Request, kind: str, tmp_path: Path):
+def test_h12_6_and_h19_3_what_is_no_eventfd_is_refused(
+    attack: Attack, request_id: Request, kind: str, tmp_path: Path
+):
     """All else may block us, or kill us with SIGPIPE. The old descriptor stays in use, the new one is closed."""
     guest = attack.guest()
     before = attack.arena.size()

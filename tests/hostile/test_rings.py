@@ -222,7 +222,9 @@ def test_h8_tables_that_were_not_negotiated_are_dropped(attack: Attack, way: Way
 
 
 @each_direct_way
-def test_h14_1_a_ring_that_is_zeroed_under_traffic_works_after_the_driver_starts_anew(attack: Attack, way: Way):
+def test_h14_1_a_ring_that_is_zeroed_under_traffic_works_after_the_driver_starts_anew(
+    attack: Attack, way: Way
+):
     """An index that falls back to 0 stops the port, or looks like an empty ring; both end with a driver reset."""
     guest = attack.guest(mergeable=way.mergeable)
     for _ in range(20):

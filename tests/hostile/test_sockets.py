@@ -142,7 +142,12 @@ def test_h18_2_a_payload_longer_than_any_message_is_refused(attack: Attack, fron
 @pytest.mark.parametrize("size", [0, 1, 7, 9, 39, 41])
 def test_h18_3_and_h18_4_payloads_of_a_wrong_size_are_refused(attack: Attack, front: Frontend, size: int):
     """The stream is in order: the connection stays."""
-    for request in (Request.SET_VRING_NUM, Request.SET_FEATURES, Request.SET_VRING_ADDR, Request.SET_VRING_KICK):
+    for request in (
+        Request.SET_VRING_NUM,
+        Request.SET_FEATURES,
+        Request.SET_VRING_ADDR,
+        Request.SET_VRING_KICK,
+    ):
         refuses(front, request, bytes(size))
     front.barrier()
 
@@ -205,7 +210,9 @@ def read_only(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_h19_3_memory_that_is_no_memory_is_refused(attack: Attack, front: Frontend, kind: str, tmp_path: Path):
+def test_h19_3_memory_that_is_no_memory_is_refused(
+    attack: Attack, front: Frontend, kind: str, tmp_path: Path
+):
     """By ADD_MEM_REG and in a table; the descriptor is closed, what was there stays."""
     descriptors = FILES[kind](tmp_path)
     before = attack.arena.size()
@@ -233,7 +240,9 @@ def test_h19_1_messages_without_their_descriptor_are_refused(attack: Attack, fro
 @pytest.mark.parametrize("count", [9, 32, 100, 253])
 def test_h19_2_and_h19_4_too_many_descriptors_end_the_connection(attack: Attack, front: Frontend, count: int):
     """One too many, and so many that the kernel cuts them off (MSG_CTRUNC): all are closed."""
-    socket.send_fds(front.wire, [raw(Request.SET_VRING_CALL, U64.pack(0), ASK)], [attack.peer.memory.fd] * count)
+    socket.send_fds(
+        front.wire, [raw(Request.SET_VRING_CALL, U64.pack(0), ASK)], [attack.peer.memory.fd] * count
+    )
     hung_up(attack, front)
     assert attack.arena.size()["fd /memfd"] < 9
 
@@ -382,7 +391,18 @@ ORDERS = {
     "h24_1_memory_last": ("features", "enable", "num", "base", "addr", "call", "kick", "memory"),
     "h24_1_features_last": ("memory", "addr", "kick", "base", "num", "call", "enable", "features"),
     "h24_2_enable_first": ("enable", "features", "memory", "num", "base", "addr", "call", "kick"),
-    "h24_2_enable_often": ("enable", "enable", "features", "memory", "num", "base", "enable", "addr", "kick", "call"),
+    "h24_2_enable_often": (
+        "enable",
+        "enable",
+        "features",
+        "memory",
+        "num",
+        "base",
+        "enable",
+        "addr",
+        "kick",
+        "call",
+    ),
     "backwards": PARTS[::-1],
 }
 
@@ -456,7 +476,13 @@ def test_h24_6_a_disconnect_at_each_step_leaves_nothing(attack: Attack):
 
 @pytest.mark.parametrize(
     "options",
-    [{"mergeable": False}, {"event_idx": False, "indirect": False}, {"queues": 2}, {"regions": 5}, {"size": 64}],
+    [
+        {"mergeable": False},
+        {"event_idx": False, "indirect": False},
+        {"queues": 2},
+        {"regions": 5},
+        {"size": 64},
+    ],
     ids=lambda options: "_".join(options),
 )
 def test_h24_7_a_front_end_that_comes_back_changed_is_a_new_device(attack: Attack, options: dict):

@@ -67,7 +67,9 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
         join(engine, host)
 
         def nics(side: str, number: int, others: tuple[str, ...]) -> list:
-            first = vhost_user(folder / f"{side}.sock", MAC[side], f"10.0.0.{number}/24", f"fd00::{number}/64")
+            first = vhost_user(
+                folder / f"{side}.sock", MAC[side], f"10.0.0.{number}/24", f"fd00::{number}/64"
+            )
             rest = [
                 vhost_user(folder / f"{name}.sock", MAC[name], f"10.{net}.0.{number}/24")
                 for name, net in zip(others, (1, 3), strict=True)

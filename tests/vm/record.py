@@ -30,9 +30,13 @@ def disk_sample(it: Wire, device: str, kibibytes: int) -> None:
 
 def talk(it: Wire) -> None:
     """The traffic."""
-    it.a.run("ping -c 3 -i 0.2 -W 2 10.0.0.2; ping6 -c 3 -i 0.2 -W 2 fd00::2; ping6 -c 2 -W 2 -I eth0 ff02::1 || true")
+    it.a.run(
+        "ping -c 3 -i 0.2 -W 2 10.0.0.2; ping6 -c 3 -i 0.2 -W 2 fd00::2; ping6 -c 2 -W 2 -I eth0 ff02::1 || true"
+    )
     it.a.run(f"ping -c 10 -i 0.1 -s 400 -W 2 {HOST4}")
-    it.a.run("dd if=/dev/urandom of=/run/page bs=1k count=40 2>/dev/null; mkdir -p /srv; cp /run/page /srv/page")
+    it.a.run(
+        "dd if=/dev/urandom of=/run/page bs=1k count=40 2>/dev/null; mkdir -p /srv; cp /run/page /srv/page"
+    )
     recipes.serve_http(it.a)
     recipes.fetch(it.b, "http://10.0.0.1/page")
     recipes.fetch(it.b, "http://10.1.0.1/page")

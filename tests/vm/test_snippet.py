@@ -34,7 +34,12 @@ def nic_of(lines: str) -> Nic:
     (mac,) = [part.removeprefix("mac=") for part in device if part.startswith("mac=")]
     netdev = next(part.removeprefix("netdev=") for part in device if part.startswith("netdev="))
     rest = tuple(part for part in device[1:] if not part.startswith(("mac=", "netdev=")))
-    arguments = ("-chardev", pairs["-chardev"], "-netdev", pairs["-netdev"].replace(f"id={netdev}", "id={id}"))
+    arguments = (
+        "-chardev",
+        pairs["-chardev"],
+        "-netdev",
+        pairs["-netdev"].replace(f"id={netdev}", "id={id}"),
+    )
     assert "share=on" in pairs["-object"], "guest memory would not be shared"
     return Nic(mac, arguments, rest, ("10.0.0.1/24",))
 
@@ -42,7 +47,17 @@ def nic_of(lines: str) -> Nic:
 def test_first_vm_of_the_readme_answers_a_ping(tmp_path: Path) -> None:
     with Namespace("first") as host, EngineProcess(tmp_path, readme_configuration(tmp_path), host) as engine:
         host.address("vmqtap0", "10.0.0.254/24")
-        command = [sys.executable, "-m", "vmq", "snippet", "qemu", "web", "--config", str(engine.file), "--tcg"]
+        command = [
+            sys.executable,
+            "-m",
+            "vmq",
+            "snippet",
+            "qemu",
+            "web",
+            "--config",
+            str(engine.file),
+            "--tcg",
+        ]
         lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
         with Guest("web", [nic_of(lines)]) as guest:
             guest.ready()

@@ -124,7 +124,9 @@ def test_iscsi_disk_of_the_guest_reads_back_what_the_other_guest_wrote(lan: Lan)
     try:
         recipes.verify_disk(lan.b)
     finally:
-        lan.b.run("echo 1 >/sys/block/sda/device/delete; iscsistart -v >/dev/null 2>&1; killall iscsistart || true")
+        lan.b.run(
+            "echo 1 >/sys/block/sda/device/delete; iscsistart -v >/dev/null 2>&1; killall iscsistart || true"
+        )
 
 
 def test_iscsi_disk_of_the_host_reads_back_in_the_guest(lan: Lan, tmp_path: Path) -> None:
