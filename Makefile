@@ -12,13 +12,17 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-unit test-vm test-long check bench bench-quick lock man clean \
-	debian-packages root-or-say root-tests
+	debian-packages root-or-say root-tests hostile-tests
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # A test that needs none of these needs neither root nor QEMU. The rules of the tree are make check's.
 RULES := tests/test_architecture.py tests/test_conftest.py
-UNIT := -m "not (root or qemu or dpdk or slow or perf)" $(RULES:%=--ignore=%)
+PLAIN := -m "not (root or qemu or dpdk or slow or perf)"
+UNIT := $(PLAIN) $(RULES:%=--ignore=%) --ignore=tests/hostile
+# What runs kernels, or is worth a coverage figure; the rest of Python behaves alike in every mode.
+KERNELS := tests/dataplane tests/guest tests/uplink tests/test_jit.py
+COVERED := $(KERNELS) tests/abi tests/vhost tests/engine tests/test_publisher.py tests/test_worker.py
 REAL := -m "(root or qemu or dpdk) and not (slow or perf)"
 
 # The first Python that is new enough; override with make PYTHON=…
@@ -40,19 +44,25 @@ help:  ## this list
 demo: .venv/run.stamp  ## the whole thing on this machine, without root, NIC or QEMU (ARGS=… for vmq demo)
 	$(BIN)/vmq demo $(ARGS)
 
-test: check test-unit root-tests  ## everything CI runs; as root it installs packages.debian and boots guests too
+test: check test-unit hostile-tests root-tests  ## everything CI runs; as root it installs packages.debian and boots guests too
 
 test-unit: .venv/dev.stamp  ## unit tests: interpreted with coverage, compiled with bounds checks, as released
 	@mkdir -p build
 	@echo "== interpreted: logic, narrow arithmetic, coverage"
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(UNIT) $(ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(UNIT) $(ARGS) $(COVERED)
 	@$(BIN)/python -m coverage report
 	@echo "== compiled, indices checked"
-	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(UNIT) $(ARGS)
+	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(UNIT) $(ARGS) $(KERNELS)
 	@echo "== compiled, as released"
 	$(PYTEST) $(UNIT) $(ARGS)
 
+# Hostile guests and front-ends against a real engine process: once with indices checked, once as released.
+hostile-tests: .venv/dev.stamp
+	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(PLAIN) $(ARGS) tests/hostile
+	$(PYTEST) $(PLAIN) $(ARGS) tests/hostile
+
 test-vm: root-or-say .venv/dev.stamp debian-packages  ## as root: namespaces, TAPs, QEMU guests, dpdk-testpmd
+	$(BIN)/python -m tests.vm.lab.image
 	$(PYTEST) $(REAL) $(ARGS)
 
 test-long: root-or-say .venv/dev.stamp debian-packages  ## as root: the long matrices

@@ -12,6 +12,7 @@ from its telemetry socket, the same that `show port stats` and `show port xstats
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -161,8 +162,9 @@ class Testpmd:
         if self._telemetry is not None:
             self._telemetry.close()
             self._telemetry = None
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            self.process.stdin.detach().close()  # nothing is left to flush into a broken pipe
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
 
     def __enter__(self) -> Self:
         try:
@@ -229,6 +231,10 @@ class Testpmd:
     def received(self, port: int) -> int:
         """Frames that arrived at a port so far."""
         return self.stats(port)["ipackets"]
+
+    def wait_received(self, port: int, count: int, timeout: float = 60.0) -> None:
+        """Wait until so many frames have arrived at a port."""
+        until(lambda: self.received(port) >= count, f"{count} frames at port {port} of {self.name}", timeout)
 
     def link(self, port: int) -> bool:
         """Whether the port's link is up."""

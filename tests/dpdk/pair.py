@@ -10,13 +10,13 @@ way than a sender's ring and 16 frames; testpmd sends into half a ring and recei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.dpdk.frames import difference, read_capture, write_capture
-from tests.dpdk.lab import Testpmd, pcap, until, virtio_user
+from tests.dpdk.lab import Testpmd, pcap, virtio_user
 
 A, B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 VMS = {"a": A, "b": B}
@@ -38,12 +38,7 @@ class Pair:
     def arrived(self, timeout: float = 60.0) -> None:
         """Wait until everything has arrived."""
         for name, sender in (("a", "b"), ("b", "a")):
-            count = len(self.frames[sender])
-            until(
-                lambda: self.pmd.received(PORT[name]) >= count,  # noqa: B023 - called at once
-                f"{name} gets {count} frames; it has {self.pmd.stats(PORT[name])}",
-                timeout,
-            )
+            self.pmd.wait_received(PORT[name], len(self.frames[sender]), timeout)
 
     def quit_and_compare(self) -> None:
         """End it; what each guest got is what the other sent, byte for byte and in order."""
@@ -55,7 +50,7 @@ class Pair:
 
 def pair(
     folder: Path,
-    frames: dict[str, Sequence[bytes]],
+    frames: Mapping[str, Sequence[bytes]],
     ring: str = "mergeable",
     size: int = 1024,
     *,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.dpdk.frames import BROADCAST, MULTICAST, frame
-from tests.dpdk.pair import A, B, PORT, VMS, pair
+from tests.dpdk.pair import PORT, VMS, A, B, pair
 from tests.dpdk.wire import switched
 
 pytestmark = [pytest.mark.dpdk, pytest.mark.root, pytest.mark.timeout(300)]

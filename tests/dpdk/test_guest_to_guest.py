@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.dpdk.frames import read_capture, series, write_capture
-from tests.dpdk.lab import PATHS, Testpmd, pcap, until, virtio_user
-from tests.dpdk.pair import A, B, PATIENT, VMS, pair
+from tests.dpdk.lab import PATHS, Testpmd, pcap, virtio_user
+from tests.dpdk.pair import PATIENT, VMS, A, B, pair
 from tests.dpdk.wire import switched
 
 pytestmark = [pytest.mark.dpdk, pytest.mark.root, pytest.mark.timeout(120)]
@@ -65,7 +65,7 @@ def test_two_processes_with_memory_of_their_own(tmp_path: Path) -> None:
         for pmd in (a, b):
             pmd.say(*PATIENT, "start")
         for pmd in (a, b):
-            until(lambda: pmd.received(0) >= 2000, f"2000 frames at {pmd.name}")  # noqa: B023 - called at once
+            pmd.wait_received(0, 2000)
             pmd.quit()
 
     assert read_capture(tmp_path / "b.out") == frames["a"]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.dpdk.frames import series
 from tests.dpdk.hugepages import NoHugepagesError, hugepages
-from tests.dpdk.pair import A, B, VMS, pair
+from tests.dpdk.pair import VMS, A, B, pair
 from tests.dpdk.wire import switched
 
 pytestmark = [pytest.mark.dpdk, pytest.mark.root, pytest.mark.timeout(120)]

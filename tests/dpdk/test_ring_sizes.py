@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.dpdk.frames import series
-from tests.dpdk.pair import A, B, VMS, pair
+from tests.dpdk.pair import VMS, A, B, pair
 from tests.dpdk.wire import switched
 
 pytestmark = [pytest.mark.dpdk, pytest.mark.root, pytest.mark.timeout(300)]

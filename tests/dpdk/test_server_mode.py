@@ -15,7 +15,7 @@ import pytest
 
 from tests.dpdk.frames import difference, mac_bytes, read_capture, series, write_capture
 from tests.dpdk.lab import PATHS, Testpmd, pcap, until, virtio_user
-from tests.dpdk.pair import A, B, PORT, VMS
+from tests.dpdk.pair import PORT, VMS, A, B
 from tests.dpdk.wire import CPU, engine_text, ports
 from tests.vm.lab.engine import EngineProcess
 
@@ -53,8 +53,7 @@ class Listening:
             "set fwd io retry", "set burst tx delay 20 retry 100000", *CHAINS, f"start tx_first {BURSTS}"
         )
         for name, port in PORT.items():
-            goal = before[name] + LEAST
-            until(lambda: self.pmd.received(port) >= goal, f"{name} has {goal} frames")  # noqa: B023 - called at once
+            self.pmd.wait_received(port, before[name] + LEAST)
         self.pmd.say("stop")
         self.talks += 1
         # A processor sleeps when no ring holds anything for it.

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.dpdk, pytest.mark.root, pytest.mark.timeout(180)]
 # Seven addresses, eight VLANs: g0 and g7 share an address, so only the VLAN tells them apart.
 VMS = {f"g{number}": f"52:54:00:00:02:{number % 7:02x}" for number in range(8)}
 VLANS = {f"g{number}": 100 + number for number in range(8)}
-OWNER = {(VMS[name], VLANS[name]): name for name in VMS}
+OWNER: dict[tuple[str, int | None], str] = {(VMS[name], VLANS[name]): name for name in VMS}
 STRANGER = "52:54:00:00:02:ff"
 
 
@@ -58,7 +58,7 @@ def test_every_pair_of_mac_and_vlan_reaches_the_queue_that_names_it(tmp_path: Pa
         pmd.say("start")
         wire.send(frames)
         for index, name in enumerate(VMS):
-            until(lambda: pmd.received(2 * index) >= len(wanted[name]), f"{name} has its frames")  # noqa: B023 - called at once
+            pmd.wait_received(2 * index, len(wanted[name]))
         rows, uplink = engine.show("vms"), engine.show("uplinks")["lan"]
         pmd.quit()
 
@@ -111,7 +111,7 @@ def test_a_capture_at_full_speed_is_counted_exactly(tmp_path: Path) -> None:
             uplink, queues = engine.show("uplinks")["lan"], engine.show("queues")
             for index, name in enumerate(macs):
                 row = queues[f"{name}/0"]
-                until(lambda: pmd.received(index) >= row["frames_to_guest"], f"{name} has taken its frames")  # noqa: B023 - called at once
+                pmd.wait_received(index, row["frames_to_guest"])
                 taken = pmd.stats(index)
                 assert 0 < row["frames_to_guest"] == taken["ipackets"]
                 assert row["bytes_to_guest"] == taken["ibytes"] == taken["ipackets"] * sizes[name]

@@ -37,20 +37,22 @@ class Wire:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
         self._socket.bind((TAP, ETH_P_ALL))
 
-    @property
     def _taken(self) -> int:
         return int(self.engine.show("uplinks")["lan"]["frames_from_wire"])
 
+    def _wait_taken(self, goal: int) -> None:
+        until(lambda: self._taken() >= goal, f"the engine takes {goal} frames from the wire", 10)
+
     def send(self, frames: Sequence[bytes]) -> None:
         """Send frames into the engine; it has taken them all."""
-        goal = self._taken
+        goal = self._taken()
         for first in range(0, len(frames), ON_THE_WAY):
             burst = frames[first : first + ON_THE_WAY]
             goal += len(burst)
             for one in burst:
                 self._socket.send(one)
-            until(lambda: self._taken >= goal, f"the engine takes {goal} frames from the wire", 10)  # noqa: B023 - called at once
-        assert self._taken == goal, "somebody else speaks on the wire"
+            self._wait_taken(goal)
+        assert self._taken() == goal, "somebody else speaks on the wire"
 
     def receive(self, count: int, timeout: float = 5.0) -> list[bytes]:
         """The next `count` frames that left the engine, fewer if no more come in time."""

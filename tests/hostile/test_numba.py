@@ -22,14 +22,20 @@ from vmq.guest.driver import HEADER
 from vmq.guest.rings import Descriptor
 
 KIB = 1 << 10
-REGIONS = [(0, 3 << 20), *((edge - 4 * KIB, 8 * KIB) for edge in (1 << 31, 1 << 32)), ((1 << 63) - 8 * KIB, 8 * KIB)]
+REGIONS = [
+    (0, 3 << 20),
+    *((edge - 4 * KIB, 8 * KIB) for edge in (1 << 31, 1 << 32)),
+    ((1 << 63) - 8 * KIB, 8 * KIB),
+]
 EDGES = sorted({edge + step for edge in (1, 1 << 31, 1 << 32, 1 << 63, (1 << 64) - 2) for step in (-1, 0, 1)})
 LENGTHS = (0, 1, 2, 100, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, (1 << 32) - 1)
 
 
 def is_memory(address: int, length: int) -> bool:
     """By unbounded integers: whether a buffer lies in guest memory (the regions are not adjacent)."""
-    return any(start <= address < start + size and address + length <= start + size for start, size in REGIONS)
+    return any(
+        start <= address < start + size and address + length <= start + size for start, size in REGIONS
+    )
 
 
 @pytest.mark.parametrize("way", WAYS[:2], ids=lambda way: way.name)
@@ -61,7 +67,11 @@ def test_h28_1_addresses_at_every_edge_are_judged_as_unbounded_integers_would(at
 
 
 def flags(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith("NUMBA_") and name != "NUMBA_CACHE_DIR"}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("NUMBA_") and name != "NUMBA_CACHE_DIR"
+    }
 
 
 def test_h28_2_and_h28_3_the_engine_runs_in_the_mode_of_the_tests(attack: Attack):
