@@ -1,30 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """The systems that are compared: each takes frames of one size for n guests from memory and serves n sockets.
 
-    vmq        memory uplink ─► filters ─► n VM ports             one worker, on processor ENGINE_CPU
+    vmq        capture in memory ─► filters ─► n VM ports             one worker, on processor ENGINE_CPU
     ovs        net_pcap, endless ─► n flow rules by MAC ─► n dpdkvhostuserclient ports       one PMD, the same processor
     net_vhost  testpmd, net_null ─► net_vhost: one guest, nothing is classified              one lcore, the same processor
 
-Each is a context manager that gives the sockets and which side listens.
+vmq and OVS replay the same capture, whose frames reach past the caches; net_null makes frames of nothing. Each is a
+context manager that gives the sockets and which side listens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.dpdk.frames import write_capture
+from tests.dpdk.frames import mac_bytes, write_capture
+from tests.dpdk.hugepages import hugepages
 from tests.dpdk.lab import Testpmd
 from tests.vm.lab.engine import EngineProcess
 
 ENGINE_CPU, GUEST_CPU = 1, 0
-FLOWS = 8192
+FLOWS, WORKING_SET, SEED = 8192, 8 << 20, 20260
+OVS_MEBIBYTES = 1400
+SOURCE = "02:00:00:00:00:99"
 OVS = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
@@ -35,7 +41,12 @@ class Served:
 
     sockets: list[Path]
     guests_listen: bool
+    log: Path
     engine: EngineProcess | None = None
+
+    def complaints(self) -> str:
+        """The last lines that it wrote."""
+        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-12:])
 
 
 def mac(number: int) -> str:
@@ -47,30 +58,36 @@ def mac(number: int) -> str:
 def vmq(folder: Path, guests: int, size: int) -> Iterator[Served]:
     """Our engine."""
     text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n'
-    text += f'[uplink.source]\nkind = "memory"\nsize = {size}\nflows = {FLOWS}\nlossless = false\n'
+    capture = write_capture(folder / "in.pcap", frames_for(guests, size))
+    text += f'[uplink.source]\nkind = "pcap"\nread = "{capture}"\nrepeat = true\nlossless = false\n'
     for number in range(guests):
         text += (
             f'[vm.v{number}]\nsocket = "{folder}/v{number}.sock"\nuplink = "source"\nmac = "{mac(number)}"\n'
         )
     with EngineProcess(folder, text) as engine:
-        yield Served([folder / f"v{number}.sock" for number in range(guests)], False, engine)
+        yield Served([folder / f"v{number}.sock" for number in range(guests)], False, engine.log_file, engine)
 
 
 def frames_for(guests: int, size: int) -> list[bytes]:
-    """UDP frames in FLOWS flows, shuffled over the guests' addresses."""
-    frames = []
-    for flow in range(FLOWS):
-        to = bytes.fromhex(mac(flow * 2654435761 % 2**32 * guests >> 32).replace(":", ""))
-        addresses = bytes((10, flow >> 16 & 255, flow >> 8 & 255, flow & 255, 10, 255, 0, 1))
-        head = (
-            to
-            + bytes.fromhex("020000000099")
-            + bytes.fromhex("08004500002e000000004011")
-            + bytes(2)
-            + addresses
-        )
-        frames.append(head.ljust(size, b"\0")[:size])
-    return frames
+    """UDP frames in FLOWS flows to the guests' addresses in random order, WORKING_SET bytes of them at least.
+
+    A flow is a pair of addresses and ports, and belongs to one guest; a frame carries its number at its end.
+    """
+    count = max(FLOWS, WORKING_SET // size)
+    numbers = random.Random(SEED).sample(range(count), count)
+    return [udp_frame(number % FLOWS, number, guests, size) for number in numbers]
+
+
+def udp_frame(flow: int, number: int, guests: int, size: int) -> bytes:
+    """One frame of a flow."""
+    addresses = bytes((198, 18, flow >> 6 & 255, flow >> 14 & 255, 198, 19, 0, 1))  # rfc-2544
+    head = struct.pack(">BBHHHBBH", 0x45, 0, size - 14, 0, 0, 64, 17, 0) + addresses
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:]
+    ports = struct.pack(">HHHH", 1024 + flow % 64, 9, size - 34, 0)
+    ethernet = mac_bytes(mac(flow % guests)) + mac_bytes(SOURCE) + b"\x08\x00"
+    return (ethernet + head + ports).ljust(size - 4, b"\x55") + struct.pack(">I", number)
 
 
 @contextlib.contextmanager
@@ -82,12 +99,18 @@ def net_vhost(folder: Path, guests: int, size: int) -> Iterator[Served]:
     devices = [f"net_null0,size={size},copy=0", f"net_vhost0,iface={socket},queues=1"]
     with Testpmd(folder, devices, name="be", cpu=ENGINE_CPU) as back_end:
         back_end.say("start")
-        yield Served([socket], False)
+        yield Served([socket], False, back_end.log_file)
 
 
 @contextlib.contextmanager
 def ovs(folder: Path, guests: int, size: int) -> Iterator[Served]:
-    """Open vSwitch with DPDK."""
+    """Open vSwitch with DPDK, and the hugepages it needs."""
+    with hugepages(OVS_MEBIBYTES) as pages, _ovs(folder, guests, size, pages) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def _ovs(folder: Path, guests: int, size: int, pages: Path) -> Iterator[Served]:
     capture = write_capture(folder / "in.pcap", frames_for(guests, size))
     environment = os.environ | dict.fromkeys(
         ("OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"), str(folder)
@@ -104,7 +127,8 @@ def ovs(folder: Path, guests: int, size: int) -> Iterator[Served]:
             f"--log-file={folder}/ovsdb.log")  # fmt: skip
         settings = {
             "dpdk-init": "true", "dpdk-socket-mem": "1024", "pmd-cpu-mask": hex(1 << ENGINE_CPU),
-            "dpdk-lcore-mask": hex(1 << GUEST_CPU), "dpdk-extra": "--no-pci --file-prefix=vmqovs",
+            "dpdk-lcore-mask": hex(1 << GUEST_CPU), "dpdk-hugepage-dir": str(pages),
+            "dpdk-extra": f"--no-pci --file-prefix=vmqovs{os.getpid()}",
         }  # fmt: skip
         run("ovs-vsctl", f"--db={remote}", "--no-wait", "init")
         run("ovs-vsctl", f"--db={remote}", "--no-wait", "set", "Open_vSwitch", ".",
@@ -134,7 +158,7 @@ def _ovs_ports(folder: Path, guests: int, capture: Path, remote: str, run: objec
         )
     run(*ctl, "add-port", "br0", "p0", "--", "set", "Interface", "p0", "type=dpdk",
         f"options:dpdk-devargs=net_pcap0,rx_pcap={capture},infinite_rx=1")  # fmt: skip
-    return Served(sockets, True)
+    return Served(sockets, True, folder / "vswitchd.log")
 
 
 def _end(pid_file: Path) -> None:
@@ -151,6 +175,7 @@ def _end(pid_file: Path) -> None:
             time.sleep(0.1)
 
 
+CLASSIFYING = ("vmq", "ovs")  # by the address of a frame; what each guest gets can be compared
 SYSTEMS = {"vmq": vmq, "net_vhost": net_vhost, "ovs": ovs}
 
 

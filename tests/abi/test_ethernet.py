@@ -25,7 +25,7 @@ def test_number_is_what_a_little_endian_load_of_the_wire_gives(text: str) -> Non
     "text", ["", "52:54:00:12:34", "52:54:00:12:34:5", "52:54:00:12:34:zz", "525400123456"]
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - two sources, int() and ours
+    with pytest.raises(ValueError):
         mac_number(text)
 
 

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -322,7 +323,7 @@ class Attack:
         """Wait until the counters have moved by this since the beginning; no other has."""
         for name in (self.name, self.partner):
             self._expected[name] = expected.get(name, {})
-            until_equal(lambda name=name: self.moved(name), self._expected[name])
+            until_equal(partial(self.moved, name), self._expected[name])
 
     def moved(self, name: str) -> dict[str, int]:
         """By how much the counters of a VM port have moved."""
@@ -330,7 +331,7 @@ class Attack:
         now.subtract(self._before[name])
         return {key: count for key, count in now.items() if count}
 
-    def frames(self, way: Way, drop: str = "", count: int = 1, source: str = "") -> None:
+    def frames(self, way: Way, drop: str = "", count: int = 1) -> None:
         """The counters after `count` frames on a way: each is delivered, or dropped by `drop`, and nothing else moved."""
         if way.to_guest:
             theirs = {"frames_from_guest": count, "forwarded": count, "copies": count}
@@ -433,7 +434,11 @@ class Attack:
 
 def exchange(one: Guest, other: Guest, names: Sequence[str], count: int = 3) -> None:
     """Frames both ways, byte for byte."""
-    for sender, receiver, to, source in ((one, other, names[1], names[0]), (other, one, *names)):
+    ways: list[tuple[Guest, Guest, str, str]] = [
+        (one, other, names[1], names[0]),
+        (other, one, names[0], names[1]),
+    ]
+    for sender, receiver, to, source in ways:
         frames = [frame(to, source, number) for number in range(count)]
         sender.send(frames)
         assert receiver.receive(count, PATIENCE) == frames

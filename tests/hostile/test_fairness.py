@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from tests.hostile.arena import DIRECT_WAYS, WAYS, Attack, Way, exchange, frame, until
+from tests.hostile.arena import DIRECT_WAYS, WAYS, Attack, Way, exchange, frame, until, until_equal
 from vmq.abi.vhost_user import U64, Request
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor, Shape, Virtqueue
 from vmq.guest.traffic import Traffic
@@ -61,12 +62,11 @@ def test_h13_1_a_guest_that_does_not_drain_loses_its_own_frames_only(attack: Att
 def test_h13_2_a_ring_of_one_buffer_takes_one_frame_at_a_time(attack: Attack, way: Way):
     """What fits is accepted, what does not is dropped."""
     guest = attack.guest(post=1, mergeable=way.mergeable)
-    for lap in range(5):
+    for lap in range(1, 6):
         attack.peer.send([frame("attacker", "peer", number) for number in range(3)])
-        until(lambda lap=lap: attack.moved("attacker").get("offered_to_guest") == 3 * (lap + 1))
+        counts = {"offered_to_guest": 3 * lap, "frames_to_guest": lap, "to_guest_no_buffer": 2 * lap}
+        until_equal(partial(attack.moved, "attacker"), counts)
         assert guest.receive(3, 0) == [frame("attacker", "peer", 0)]
-    moved = attack.moved("attacker")
-    assert moved == {"offered_to_guest": 15, "frames_to_guest": 5, "to_guest_no_buffer": 10}
 
 
 # --- H26: attacks without pause -------------------------------------------------------------------------------
@@ -81,8 +81,9 @@ def for_some_time(step: Callable[[], object]) -> int:
     return count
 
 
-def refill(ring: Virtqueue) -> None:
+def refill(ring: Virtqueue, pause: float = 0) -> None:
     """Every entry of the ring is available again."""
+    time.sleep(pause)
     ring.avail["idx"] = (ring.used_index + ring.size) & 0xFFFF
     ring.kick()
 
@@ -91,7 +92,7 @@ def bad_chain(attack: Attack, way: Way, kind: str) -> list[Descriptor]:
     """One that is dropped."""
     memory, flags = attack.guest().memory, way.flags
     place = memory.allocate(4096)
-    return {
+    chains: dict[str, list[Descriptor]] = {
         "h3_unmapped": [(NOWHERE, 64, flags)],
         "h4_huge": [(place, 2**32 - 1, flags)],
         "h5_direction": [(place, 64, flags ^ WRITE)],
@@ -99,7 +100,8 @@ def bad_chain(attack: Attack, way: Way, kind: str) -> list[Descriptor]:
         "h8_nested": [(memory.allocate(16, 16), 16, INDIRECT)],
         "h8_outside": [(NOWHERE, 160, INDIRECT)],
         "long_chain_of_nothing": [(place, 0, flags)] * 255 + [(NOWHERE, 1, flags)],
-    }[kind]
+    }
+    return chains[kind]
 
 
 KINDS = [
@@ -129,7 +131,7 @@ def test_h26_bad_chains_without_pause_cost_the_neighbours_nothing(attack: Attack
         assert "forwarded" not in attack.moved("attacker")
         return
     with Traffic(attack.peer, transmit=[frame("attacker", "peer")], poll=True):
-        for_some_time(lambda: (refill(ring), time.sleep(0.0005)))
+        for_some_time(partial(refill, ring, pause=0.0005))
         until(lambda: attack.moved("attacker").get("offered_to_guest", 0) >= 256)
     assert "frames_to_guest" not in attack.moved("attacker")
 

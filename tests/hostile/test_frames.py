@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from tests.hostile.arena import MACS, Attack, frame, until
@@ -185,14 +187,18 @@ def test_h15_10_and_h15_11_a_source_that_is_somebody_elses_is_dropped(
     assert attack.arena.engine.show("filters") == filters
 
 
+def has_learned(attack: Attack, mac: str) -> bool:
+    return mac in attack.row["learned"]
+
+
 def test_h15_12_a_flood_of_addresses_fills_a_bounded_table(attack_on):
     """Beyond `learn_max` each frame with a new source is dropped and counted; what was learned stays."""
     attack = attack_on("learner", "peer")
     guest = attack.guest()
     learned = [f"0e:fc:00:00:00:{number:02x}" for number in range(1, 5)]
-    for number, source in enumerate(learned, 1):
+    for source in learned:
         guest.send([frame("peer", source)])
-        until(lambda number=number: len(attack.row["learned"]) == number, f"{source} to be learned")
+        until(partial(has_learned, attack, source))
     before = attack.moved("learner")
     flood = [frame("peer", f"0e:fc:00:00:{n >> 8:02x}:{n & 255:02x}") for n in range(1000, 1300)]
     guest.send(flood)

@@ -8,10 +8,10 @@ serves others at the same time. After each attack the port's socket serves the n
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -338,11 +338,13 @@ def test_h21_8_and_h21_9_ring_addresses_that_cannot_be_are_refused(attack: Attac
     guest = attack.guest()
     refuses(guest.frontend, Request.SET_VRING_ADDR, addresses(guest.virtqueue().place(), **changes))
     exchange(guest, attack.peer, NAMES)
-    place = guest.virtqueue().place()
+    place, wrong = guest.virtqueue().place(), addresses(guest.virtqueue().place(), **changes)
     guest.stop()
-    with pytest.raises(ProtocolError, match="refused"):
-        guest.frontend.tell(Request.SET_VRING_ADDR, addresses(place, **changes))
-        guest.frontend.tell(Request.SET_VRING_KICK, U64.pack(1), [place.kick])
+    if max(abs(step) for step in changes.values()) < 16:  # the alignment is known at once
+        refuses(guest.frontend, Request.SET_VRING_ADDR, wrong)
+    else:
+        guest.frontend.tell(Request.SET_VRING_ADDR, wrong)
+        refuses(guest.frontend, Request.SET_VRING_KICK, U64.pack(1), [place.kick])
 
 
 @pytest.mark.parametrize("part", ["avail", "used"])
@@ -465,8 +467,8 @@ def test_h24_6_a_disconnect_at_each_step_leaves_nothing(attack: Attack):
         guest = attack.arena.new("attacker")
         front = guest.frontend
         front.connect()
-        doing = [lambda front=front, guest=guest: front.handshake(guest.features)]
-        doing += itertools.chain(*(steps(guest, index).values() for index in range(2)))
+        doing: list[Callable[[], None]] = [partial(front.handshake, guest.features)]
+        doing += [*steps(guest, 0).values(), *steps(guest, 1).values()]
         for step in doing[:count]:
             step()
         guest.close()
@@ -483,7 +485,7 @@ def test_h24_6_a_disconnect_at_each_step_leaves_nothing(attack: Attack):
         {"regions": 5},
         {"size": 64},
     ],
-    ids=lambda options: "_".join(options),
+    ids="_".join,
 )
 def test_h24_7_a_front_end_that_comes_back_changed_is_a_new_device(attack: Attack, options: dict):
     for one in (options, {}, options):

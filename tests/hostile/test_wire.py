@@ -143,14 +143,14 @@ def balanced(engine: EngineProcess) -> bool:
 def test_h27_6_a_long_frame_toward_small_buffers_is_split_or_dropped(tmp_path: Path, mergeable: bool):
     """Over mergeable buffers it is byte for byte the same; into one that is too small it is not cut."""
     long, short = frame("attacker", WIRE, size=1514), frame("attacker", WIRE, 2, size=60)
-    with replaying(tmp_path, [long, short]) as engine:
-        with guest(engine, "attacker", mergeable=mergeable, buffer_bytes=128) as one:
-            packets = one.receive_packets(20, PATIENCE)
-            if mergeable:
-                assert {(packet.frame, packet.chains) for packet in packets} == {(long, 12), (short, 1)}
-            else:
-                assert {packet.frame for packet in packets} == {short}
-                assert engine.show("vms")["attacker"]["drops"]["to_guest_too_long"] > 0
+    small = {"mergeable": mergeable, "buffer_bytes": 128}
+    with replaying(tmp_path, [long, short]) as engine, guest(engine, "attacker", **small) as one:
+        packets = one.receive_packets(20, PATIENCE)
+        if mergeable:
+            assert {(packet.frame, packet.chains) for packet in packets} == {(long, 12), (short, 1)}
+        else:
+            assert {packet.frame for packet in packets} == {short}
+            assert engine.show("vms")["attacker"]["drops"]["to_guest_too_long"] > 0
 
 
 # --- a real device --------------------------------------------------------------------------------------------
