@@ -45,12 +45,11 @@ def attack_on(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Callable
         if request.node.stash[PASSED]:
             for one in attacks:
                 one.aftermath()
+            for one in attacks:
+                one.recovered()
     finally:
         for one in attacks:
             one.close()
-    if request.node.stash[PASSED]:
-        for one in attacks:
-            one.recovered()
 
 
 @pytest.fixture

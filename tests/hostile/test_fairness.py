@@ -99,7 +99,7 @@ def bad_chain(attack: Attack, way: Way, kind: str) -> list[Descriptor]:
         "h6_h7_runt": [(place, 5, flags)],
         "h8_nested": [(memory.allocate(16, 16), 16, INDIRECT)],
         "h8_outside": [(NOWHERE, 160, INDIRECT)],
-        "long_chain_of_nothing": [(place, 0, flags)] * 255 + [(NOWHERE, 1, flags)],
+        "long_chain_of_nothing": [*[(place, 0, flags)] * 255, (NOWHERE, 1, flags)],
     }
     return chains[kind]
 

@@ -232,6 +232,7 @@ def gone(attack: Attack) -> None:
     attack.arena.alive()
     attack.close()
     attack.recovered()
+    attack.close()
 
 
 @pytest.mark.parametrize("keep", ["nothing", "receive_rings", "all_rings"])
