@@ -5,30 +5,33 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from bench.probe import Probe, compile_probe, echoing
 from bench.stats import Figure, percentile
-from bench.systems import mac
+from bench.systems import ENGINE_CPU, GUEST_CPU, mac
 from tests.vm.lab.engine import EngineProcess
 from vmq.guest.guest import Guest
 
-IDLE_SECONDS = 4.0
-SILENCE_SECONDS = 1.0
-GUEST_MEMORY = re.compile(r"memfd:|/dev/zero \(deleted\)")
+IDLE_SECONDS, SILENCE_SECONDS, START_SECONDS = 4.0, 1.0, 120.0
+MANY = 32
+GUEST_MEMORY = "/memfd:"
+MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ ")
 
 
-def configuration(folder: Path, vms: int) -> str:
-    """VM ports without an uplink."""
-    text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "1"\n'
+def configuration(folder: Path, vms: int, *, source: bool = False) -> str:
+    """VM ports without an uplink, or with one that has frames without end."""
+    text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n'
+    text += '[uplink.source]\nkind = "memory"\n' if source else ""
     for number in range(vms):
         text += (
             f'[vm.v{number}]\nsocket = "{folder}/v{number}.sock"\nmac = "{mac(number)}"\nqueue_pairs = 1\n'
         )
+        text += 'uplink = "source"\n' if source else ""
     return text
 
 
@@ -39,18 +42,21 @@ def running(vms: int) -> Iterator[tuple[EngineProcess, list[Guest]]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmq-bench-")))
         engine = stack.enter_context(EngineProcess(folder, configuration(folder, vms)))
         guests = [
-            stack.enter_context(Guest(str(folder / f"v{number}.sock"), mac(number))) for number in range(vms)
+            stack.enter_context(Guest(folder / f"v{number}.sock", mac(number))) for number in range(vms)
         ]
         yield engine, guests
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Time on a processor of all threads of a process so far: linux, /proc/PID/task/TID/schedstat, the first number."""
+    total = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            total += int((thread / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
-def idle(runs: int) -> Figure:
+def idle(runs: int) -> dict[str, Figure]:
     """Per cent of one processor that an engine with four connected, silent VMs takes."""
     with running(4) as (engine, _):
         time.sleep(1)
@@ -59,63 +65,128 @@ def idle(runs: int) -> Figure:
             before = cpu_seconds(engine.pid)
             time.sleep(IDLE_SECONDS)
             values.append((cpu_seconds(engine.pid) - before) / IDLE_SECONDS * 100)
-    return Figure.of(values)
+    return {"% of a processor, four silent VMs": Figure.of(values)}
+
+
+@contextmanager
+def on_guest_processor() -> Iterator[None]:
+    """This thread runs where guests run."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {GUEST_CPU})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def wake_up(runs: int) -> dict[str, Figure]:
-    """µs from a guest's kick after a second of silence until its neighbour's call, p50 and p99 of `runs`."""
-    frame = bytes.fromhex(mac(1).replace(":", "") + mac(0).replace(":", "")) + b"\x88\xb5" + bytes(46)
-    times = []
-    with running(2) as (_, (sender, receiver)):
-        poller = select.poll()
-        poller.register(receiver.virtqueue(to_guest=True).call_fd, select.POLLIN)
+    """µs from a guest's kick after a second of silence until its neighbour's call; in turn, the floor of this machine."""
+    compile_probe()
+    ours, floor = [], []
+    with running(2) as (_, (sender, receiver)), echoing(ENGINE_CPU) as probe, on_guest_processor():
         for _ in range(runs):
-            receiver.receive(1, 0)
-            receiver.virtqueue(to_guest=True).want_calls()
-            while poller.poll(0):
-                os.eventfd_read(receiver.virtqueue(to_guest=True).call_fd)
+            ours.append(one_wake_up(sender, receiver))
+            with suppress(BlockingIOError):
+                os.eventfd_read(int(probe.row["call"][0]))
             time.sleep(SILENCE_SECONDS)
-            began = time.perf_counter_ns()
-            sender.send([frame])
-            if not poller.poll(1000):
-                raise ValueError("a frame was not indicated within a second")
-            times.append((time.perf_counter_ns() - began) / 1000)
-    return {"p50": Figure.of([percentile(times, 0.5)]), "p99": Figure.of([percentile(times, 0.99)])}
+            floor.append(probe.nanoseconds() / 1000)
+    return {
+        f"µs, {whose}, p{share}": Figure.of([percentile(times, share / 100)])
+        for whose, times in (("guest to guest", ours), ("two eventfds and a thread", floor))
+        for share in (50, 99)
+    }
+
+
+def one_wake_up(sender: Guest, receiver: Guest) -> float:
+    """µs for one frame: it stands in the ring before the kick is timed."""
+    outgoing, incoming = sender.virtqueue(), receiver.virtqueue(to_guest=True)
+    receiver.receive(1, 0)
+    incoming.drain_calls()
+    incoming.want_calls()
+    outgoing.harvest()
+    ethernet = bytes.fromhex((receiver.mac + sender.mac).replace(":", "")) + b"\x88\xb5"
+    packet = bytes(12) + ethernet.ljust(64, b"\0")
+    sender.memory.write(outgoing.buffer(0), packet)
+    head = outgoing.write_chain([(outgoing.buffer(0), len(packet), 0)])
+    probe = Probe(outgoing.kick_fd, incoming.call_fd, incoming.call_fd)
+    try:
+        time.sleep(SILENCE_SECONDS)
+        outgoing.push(head)
+        outgoing.show()
+        return probe.nanoseconds() / 1000
+    finally:
+        probe.close()
 
 
 def start(runs: int) -> dict[str, Figure]:
-    """Seconds from the start of `vmq run` until it serves: with an empty cache once, then from the cache."""
-    times: dict[str, list[float]] = {"cold": [], "warm": []}
-    with tempfile.TemporaryDirectory(prefix="vmq-bench-cache-") as cache:
-        known = os.environ.get("VMQ_CACHE_DIR")
-        os.environ["VMQ_CACHE_DIR"] = cache
-        try:
-            for run in range(runs + 1):
-                began = time.monotonic()
-                with running(0):
-                    times["warm" if run else "cold"].append(time.monotonic() - began)
-        finally:
-            os.environ.pop("VMQ_CACHE_DIR")
-            if known is not None:
-                os.environ["VMQ_CACHE_DIR"] = known
+    """Seconds from the start of `vmq run` until its API answers, and until the first frame is with a guest.
+
+    The first run has an empty cache and compiles; the others do not. The engine's own guest waits for its socket.
+    """
+    times: dict[str, list[float]] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="vmq-bench-cache-") as cache,
+        _environment("VMQ_CACHE_DIR", cache),
+    ):
+        for run in range(runs + 1):
+            for what, seconds in one_start().items():
+                times.setdefault(f"s, {'warm' if run else 'cold'}, until {what}", []).append(seconds)
     return {name: Figure.of(values) for name, values in times.items()}
 
 
-def pss_mebibytes(pid: int) -> float:
-    """Proportional share of the memory of a process without guest memory, MiB."""
+def one_start() -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="vmq-bench-") as name:
+        folder, began = Path(name), time.monotonic()
+        with EngineProcess(folder, configuration(folder, 1, source=True)):
+            serves = time.monotonic() - began
+            with Guest(folder / "v0.sock", mac(0)) as guest:
+                if not guest.receive(1, START_SECONDS):
+                    raise ValueError("no frame arrived")
+                return {"it serves": serves, "the first frame": time.monotonic() - began}
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    known = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if known is not None:
+            os.environ[name] = known
+
+
+def pss_mebibytes(smaps: str) -> float:
+    """Proportional share of memory in MiB, without guest memory; `smaps` as /proc/PID/smaps gives it."""
     total, ours = 0, True
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = not GUEST_MEMORY.search(line)
+    for line in smaps.splitlines():
+        if MAPPING.search(line):
+            ours = GUEST_MEMORY not in line
         elif line.startswith("Pss:") and ours:
             total += int(line.split()[1])
     return total / 1024
 
 
-def memory() -> dict[str, Figure]:
+def memory(runs: int) -> dict[str, Figure]:
     """MiB of an engine without VMs, and what each connected VM with one receive queue adds."""
-    shares = {}
-    for vms in (0, 32):
-        with running(vms) as (engine, _):
-            shares[vms] = pss_mebibytes(engine.pid)
-    return {"engine": Figure.of([shares[0]]), "a queue": Figure.of([(shares[32] - shares[0]) / 32])}
+    alone, each = [], []
+    for _ in range(runs):
+        shares = {}
+        for vms in (0, MANY):
+            with running(vms) as (engine, _):
+                shares[vms] = pss_mebibytes(Path(f"/proc/{engine.pid}/smaps").read_text())
+        alone.append(shares[0])
+        each.append((shares[MANY] - shares[0]) / MANY)
+    return {
+        "MiB, an engine without VMs": Figure.of(alone),
+        "MiB, each VM with one receive queue": Figure.of(each),
+    }
+
+
+ROWS: dict[str, Callable[[int], dict[str, Figure]]] = {
+    "idle": idle,
+    "wake-up": lambda runs: wake_up(8 * runs),
+    "start": start,
+    "memory": memory,
+}

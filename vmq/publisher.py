@@ -44,6 +44,7 @@ class RingEntry:
     features: int = 0
     call_fd: int = state.NONE
     error_fd: int = state.NONE
+    polled: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ class _Builder:
         queue_count = max((port.first_queue + len(port.workers) for port in ports), default=0)
         self.vports = np.zeros(max((port.number + 1 for port in ports), default=0), state.vport)
         self.queues = np.zeros(queue_count, state.queue)
+        self.queues["vport"] = state.NONE  # numbers between VM ports are nobody's
         self.virtqueues = np.zeros(2 * queue_count, state.virtqueue)
         self.regions = np.zeros(sum(len(port.regions) for port in ports), state.region)
         self.learns = np.zeros(sum(len(port.learn) for port in ports), state.learn)
@@ -254,6 +256,7 @@ class _Builder:
                 row["running"], row["enabled"], row["size"] = ring.running, ring.enabled, ring.size
                 row["desc"], row["avail"], row["used"] = ring.desc, ring.avail, ring.used
                 row["features"], row["call_fd"], row["error_fd"] = ring.features, ring.call_fd, ring.error_fd
+                row["polled"] = ring.polled
             if pair[1].running:
                 self.polls[port.workers[index]].append(port.first_queue + index)
 

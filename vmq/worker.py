@@ -13,6 +13,7 @@ import itertools
 import os
 import select
 import threading
+import time
 
 from vmq import linux
 from vmq.abi.linux import UIO_MAXIOV, epoll_event, iovec
@@ -109,6 +110,14 @@ class Worker:
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def busy_ns(self) -> int:
+        """Time awake so far; the kernels add it up only when they fall asleep."""
+        awake = (
+            0 if self.row["sleeping"] or not self.row["woke"] else time.monotonic_ns() - int(self.row["woke"])
+        )
+        return int(self.row["busy_ns"]) + max(awake, 0)
 
     def watch(self, descriptor: int) -> None:
         """Wake the worker when `descriptor` becomes readable."""

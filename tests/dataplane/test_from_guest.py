@@ -119,18 +119,39 @@ def test_a_frame_that_ends_inside_its_tag_is_dropped(size):
 
 
 @pytest.mark.parametrize("vlan", [0, 7])
-def test_an_inner_tag_is_payload(vlan):
-    """H15.7: of two 802.1Q tags the first decides, and a priority tag decides nothing; 802.1ad is not ours."""
+def test_a_tag_behind_a_priority_tag_or_a_service_tag_is_refused(vlan):
+    """H15.7: the next switch would take off the priority tag and believe the one behind it: VLAN hopping."""
     inner = struct.pack(">HH", 0x8100, 99)
     double = frame(B, A, 60, vlan=0x2000)[:16] + inner + bytes(40)
+    hidden = frame(B, A, 60, vlan=0x2000)[:16] + struct.pack(">HH", 0x88A8, 99) + bytes(40)
     provider = frame(B, A, 60)[:12] + struct.pack(">HH", 0x88A8, 99) + bytes(40)
     with Rig() as rig:
         sender, receiver = rig.vm(A, vlan=vlan), rig.vm(B, vlan=vlan)
         receiver.post(4)
-        sender.send(double)
-        sender.send(provider)
-        wanted = double[:12] + double[16:] if vlan else double
-        assert exchange(rig, sender, receiver) == [wanted, provider]
+        for one in (double, hidden, provider):
+            sender.send(one)
+        assert exchange(rig, sender, receiver) == []
+        assert sender.sent_drops() == {"from_guest_vlan": 3}
+
+
+def test_chains_of_nothing_cost_a_round_a_bounded_number_of_descriptors():
+    """CVE-2019-3900 and its like: what one guest makes a round walk does not grow with what it offers."""
+    with Rig() as rig:
+        sender, receiver = rig.vm(A), rig.vm(B)
+        receiver.post(1)
+        table, place = sender.memory.allocate(16 * 1000), sender.memory.allocate(16)
+        for _ in range(40):
+            sender.from_guest.chain([(place, 0)] * 1000, table)
+        sender.send(frame(B, A, 60))
+        rig.publish()
+        rig.step()
+        assert int(rig.worker()["steps_left"]) < 0
+        taken = sum(sender.sent_drops().values())
+        assert 0 < taken <= state.STEPS // 1000
+
+        rig.run()
+        assert receiver.received() == [frame(B, A, 60)]
+        assert sum(sender.sent_drops().values()) == 40
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from tests.dataplane.rig import (
     numbered,
 )
 from vmq.dataplane import state
-from vmq.dataplane.loop import IDLE_ROUNDS, now, prepare_sleep, sleep
-from vmq.jit import INTERPRETED
+from vmq.dataplane.loop import IDLE_ROUNDS, POLL_WAIT_MS, now, prepare_sleep, sleep
+from vmq.jit import INTERPRETED, at
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -301,6 +301,29 @@ def test_what_waits_for_a_full_receive_queue_is_looked_at_soon():
         rig.run()
         sender.send(frame(NOBODY, A))
         assert timeout(rig, 0) == 0
+
+
+def test_a_ring_whose_front_end_does_not_kick_is_looked_at_soon(rig):
+    """vhost-user SET_VRING_KICK with the bit that says there is no descriptor: the ring is polled."""
+    vm = rig.vm(A)
+    rig.publish()
+    rig.step()
+    tables = rig.tables()
+    rows = at(int(tables["virtqueues"]), 2 * int(tables["queue_count"]), state.virtqueue)
+    assert timeout(rig) == -1
+    rows[2 * vm.first_queue + 1]["polled"] = 1
+    assert timeout(rig) == POLL_WAIT_MS
+
+
+def test_a_port_with_a_fault_is_not_asked_for_kicks(rig):
+    """Its memory is not touched again, and its chains keep nobody awake."""
+    vm = rig.vm(A)
+    vm.send(frame(B, A))
+    rig.publish()
+    rig.segment.rows["port_state"][vm.number]["fault"] = state.CHAIN_LOOP
+    rig.step()
+    assert timeout(rig) == -1
+    assert not vm.ring_state(to_guest=False)["asleep"]
 
 
 def test_sleep_ends_at_once_when_there_is_work(rig):

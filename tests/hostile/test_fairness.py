@@ -18,7 +18,7 @@ from vmq.abi.vhost_user import U64, Request
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor, Shape, Virtqueue
 from vmq.guest.traffic import Traffic
 
-SECONDS = 0.6
+SECONDS = 0.4
 NOWHERE = 1 << 40
 LINES = 8  # of one VM port in the log, at most: the engine's own limit a minute
 

@@ -27,7 +27,7 @@ from vmq.guest.race import Flip, Race
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Virtqueue
 from vmq.guest.traffic import Traffic
 
-SECONDS = 0.25
+SECONDS = 0.2
 ENOUGH = (
     100 if INTERPRETED else 2000
 )  # chains that the device must have seen in this time at least, or it goes on

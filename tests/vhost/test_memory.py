@@ -102,10 +102,9 @@ def test_what_is_no_memory_file_is_refused_with_the_remedy(stack: ExitStack, kin
     assert "share=on" in refused.value.remedy
 
 
-def test_a_file_that_cannot_be_written_is_refused(stack: ExitStack, tmp_path):
+def test_a_file_that_cannot_be_written_is_refused(stack: ExitStack):
     """H19.3: O_RDONLY, and a memfd sealed against writing."""
-    (tmp_path / "memory").write_bytes(bytes(PAGE))
-    fd = os.open(tmp_path / "memory", os.O_RDONLY)
+    fd = os.open(f"/proc/self/fd/{memfd(stack, PAGE)}", os.O_RDONLY)
     stack.callback(os.close, fd)
     sealed = memfd(stack, PAGE)
     fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
@@ -113,6 +112,14 @@ def test_a_file_that_cannot_be_written_is_refused(stack: ExitStack, tmp_path):
     for one in (fd, sealed):
         with pytest.raises(ProtocolError, match="cannot be mapped"):
             map_region(Region(0, PAGE, 0, 0, one))
+
+
+def test_a_file_on_a_disk_is_refused(stack: ExitStack):
+    """Its owner (FUSE, NFS) could hold up a page fault, and with it a worker and its neighbours."""
+    fd = os.open(__file__, os.O_RDONLY)
+    stack.callback(os.close, fd)
+    with pytest.raises(ProtocolError, match="on a disk"):
+        map_region(Region(0, 1, 0, 0, fd))
 
 
 def test_a_path_only_descriptor_is_refused(stack: ExitStack, tmp_path):

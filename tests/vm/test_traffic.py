@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,11 @@ def test_iscsi_target_in_the_guest_serves_an_initiator_on_the_host(lan: Lan) -> 
     suite = lan.host.run(
         "iscsi-test-cu", "--test=SCSI.Read10.*", "--test=SCSI.TestUnitReady.*", url, timeout=120, check=False
     )
-    assert "failed" not in suite.lower() or " 0 " in suite, suite
+    summary = re.search(r"^\s*tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", suite, re.MULTILINE)
+    assert summary is not None, suite
+    _total, run, passed, failed = map(int, summary.groups())
+    assert run >= 5, suite
+    assert (passed, failed) == (run, 0), suite
 
 
 def test_iscsi_disk_of_the_guest_reads_back_what_the_other_guest_wrote(lan: Lan) -> None:

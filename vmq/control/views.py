@@ -164,7 +164,7 @@ def uplink_row(engine: Engine, name: str) -> Row:
 def processor_row(engine: Engine, worker: Worker) -> Row:
     """One processor; where its thread may run is read back from the kernel."""
     effective = sorted(os.sched_getaffinity(worker.thread_id)) if worker.alive() and worker.thread_id else []
-    busy, slept = int(worker.row["busy_ns"]), int(worker.row["slept_ns"])
+    busy, slept = worker.busy_ns, int(worker.row["slept_ns"])
     vms = [vm for vm in engine.vms.values() if vm.worker == worker.index]
     return {
         "cpu": worker.cpu,

@@ -48,7 +48,8 @@ def contain(address: int, one: int) -> bool:
             row = table[index]
             if row["host"] <= address < row["host"] + row["length"]:
                 flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
-                c_mmap(row["host"], row["length"], PROT_READ | PROT_WRITE, flags, -1, 0)
+                if c_mmap(row["host"], row["length"], PROT_READ | PROT_WRITE, flags, -1, 0) < 0:
+                    return False
                 state = at(shared["port_state"], MAX_VPORTS, port_state)[row["vport"]]
                 if state["fault"] == 0:
                     state["fault"] = MEMORY_GONE

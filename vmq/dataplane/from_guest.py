@@ -20,6 +20,7 @@ from vmq.abi.ethernet import (
     ETH_HLEN,
     ETH_TYPE_OFFSET,
     MAC_GROUP_BIT,
+    TPID_8021AD_LE,
     TPID_8021Q_LE,
     VLAN_HLEN,
     VLAN_VID_MASK,
@@ -46,6 +47,7 @@ from vmq.dataplane.state import (
     HEAD_STRIDE,
     MAX_VPORTS,
     PIECES,
+    STEPS,
     VLAN_TRUNCATED,
     engine,
     frame,
@@ -87,6 +89,10 @@ def into_segment(port: Any, row: Any) -> int:
         return outcome
     vlan = int64(port["vlan"])
     if row["tagged"] and row["tci"] & VLAN_VID_MASK:
+        return -1 - FROM_GUEST_VLAN
+    # A tag behind a priority tag, or a service tag, would name a VLAN to the next switch.
+    inner = int64(peek(int64(row["address"]) + ETH_TYPE_OFFSET, np.uint16))
+    if inner in (TPID_8021Q_LE, TPID_8021AD_LE):
         return -1 - FROM_GUEST_VLAN
     if vlan:
         row["tci"] = (int64(row["tci"]) & ~VLAN_VID_MASK) | vlan
@@ -165,8 +171,10 @@ def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int)
 def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: Any, ready: int) -> int:
     """Take up to `ready` chains: frames in w["frames"], heads in w["chains"], a fault in w["broken"]; chains taken.
 
-    The chains stay available until `give_back`. One in more pieces than this round has left waits for the next.
+    The chains stay available until `give_back`. One in more pieces, or of more descriptors, than this round has left
+    waits for the next.
     """
+    w["steps_left"] = STEPS
     frames = at(w["frames"], FRAMES, frame)
     pieces = at(w["pieces"], PIECES, piece)
     chains = at(w["chains"], BURST, np.int64)
@@ -179,7 +187,7 @@ def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: A
         if end <= -1 - FAULT_BASE:
             w["broken"] = -1 - FAULT_BASE - end
             break
-        if end == -1 - FROM_GUEST_TOO_LONG and first > 0:
+        if end == -1 - FROM_GUEST_TOO_LONG and taken > 0:
             break
         row = frames[w["frame_count"]]
         outcome = end if end < 0 else take(t, w, port, number, row, first, end)

@@ -132,6 +132,8 @@ def still_named(t: Any, row: Any, number: int) -> bool:
     if number >= t["queue_count"]:
         return False
     target = int64(at(t["queues"], t["queue_count"], queue)[number]["vport"])
+    if target < 0:
+        return False
     mac = mac_at(row["address"])
     if not mac & MAC_GROUP_BIT:
         return lookup(t, mac, int64(row["vid"]), int64(row["uplink"])) == target

@@ -74,6 +74,9 @@ from vmq.jit import (
 # Empty rounds before a worker sleeps: some 50 µs of polling. A guest that answers at once finds the worker awake.
 IDLE_ROUNDS = 64
 BACKLOG_WAIT_MS = 1  # a replay whose destination is full looks again after this long
+POLL_WAIT_MS = (
+    1  # and so does a worker at the ring of a front-end that does not kick (vhost-user SET_VRING_KICK)
+)
 
 
 @kernel
@@ -249,9 +252,15 @@ def prepare_sleep(t: Any, w: Any) -> int:
     polls = at(t["polls"], max(int64(t["poll_count"]), 1), np.int64)
     lanes = at(t["own_lanes"], max(int64(t["own_lane_count"]), 1), np.int64)
     states = at(shared["lane_state"], MAX_LANES, lane_state)
+    queues = at(t["queues"], t["queue_count"], queue)
+    ports = at(shared["port_state"], MAX_VPORTS, port_state)
     timeout = int64(-1)
     for place in range(mine["poll_first"], mine["poll_first"] + mine["poll_count"]):
         number = 2 * polls[place] + 1
+        if ports[queues[polls[place]]["vport"]]["fault"] != NO_FAULT:
+            continue
+        if virtqueues[number]["polled"] and timeout < 0:
+            timeout = int64(POLL_WAIT_MS)
         if not rings[number]["asleep"] and ask_for_kicks(virtqueues[number], rings[number]):
             timeout = int64(0)
     for place in range(mine["lane_first"], mine["lane_first"] + mine["lane_count"]):

@@ -31,11 +31,18 @@ def translate(t: Any, port: Any, ring: Any, address: int) -> tuple[int, int]:
         distance = address - int64(row["guest"])
         if 0 <= distance < int64(row["size"]):
             return int64(row["host"]) + distance, int64(row["size"]) - distance
-    for index in range(first, first + count):
-        row = table[index]
+    low, high = first, first + count
+    while low < high:  # the last region that begins at or before the address
+        middle = (low + high) // 2
+        if int64(table[middle]["guest"]) <= address:
+            low = middle + 1
+        else:
+            high = middle
+    if low > first:
+        row = table[low - 1]
         distance = address - int64(row["guest"])
-        if 0 <= distance < int64(row["size"]):
-            ring["region"] = index
+        if distance < int64(row["size"]):
+            ring["region"] = low - 1
             return int64(row["host"]) + distance, int64(row["size"]) - distance
     return int64(0), int64(0)
 

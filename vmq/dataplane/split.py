@@ -87,6 +87,9 @@ def walk(
         steps += 1
         if steps > limit:
             return -1 - FAULT_BASE - CHAIN_LOOP
+        w["steps_left"] -= 1
+        if w["steps_left"] < 0:
+            return -1 - FROM_GUEST_TOO_LONG
         place = table + index * DESC
         if nested:
             place = fetch(t, port, ring, pieces, count, place, DESC, w["scratch"])

@@ -26,6 +26,9 @@ HEAD = (
     64  # bytes of a guest's frame copied once before they are checked; what is checked is what is delivered
 )
 HEAD_STRIDE = 128  # room for HEAD and the alignment of its cache line
+# Descriptors that one receive queue may make a round walk. 64 frames of 9000 bytes into buffers of 64 bytes take 9024;
+# chains of empty descriptors would otherwise cost a neighbour seconds.
+STEPS = 16384
 CLAIMS = 256  # mergeable receive buffers that one frame may span
 DELIVERIES = 8192  # (frame, receive queue) pairs of one round; more than any flood
 BOUNCE = 1 << 17  # one frame made contiguous
@@ -176,6 +179,7 @@ virtqueue = rows(
     ("desc", i64), ("avail", i64), ("used", i64),
     ("features", i64),  # RING_*
     ("call_fd", i64), ("error_fd", i64),  # eventfds, NONE without
+    ("polled", i64),  # the front-end does not kick: looked at every POLL_WAIT_MS
 )  # fmt: skip
 
 region = layout(32, ("guest", u64), ("size", u64), ("host", u64), ("vport", i64))
@@ -261,6 +265,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("events", i64), ("event_head", i64),
     ("frame_count", i64), ("piece_count", i64), ("delivery_count", i64), ("touched_count", i64),
     ("outgoing_count", i64), ("arena_used", i64), ("total", i64), ("claim_count", i64),
+    ("steps_left", i64),  # of STEPS
     ("broken", i64),  # fault found in this round, NO_FAULT without
 )  # fmt: skip
 

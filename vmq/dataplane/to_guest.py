@@ -8,8 +8,8 @@ A frame is placed whole or not at all: its buffers are gathered and checked firs
 What does not fit is a named drop at the receiver, except for a source that waits (`hold`): then the delivery stays
 undone, and so does everything behind it for the same queue, which keeps the order.
 
-A receive buffer that cannot be used is returned with length 0; one that is merely too short stays where it is, so
-work per frame is bounded by CLAIMS.
+A receive buffer that cannot be used is returned with length 0; one that is merely too short stays where it is. Work is
+bounded by CLAIMS buffers a frame and STEPS descriptors a round.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from vmq.dataplane.state import (
     NONE,
     PIECES,
     RING_MERGEABLE,
+    STEPS,
     TO_GUEST_BAD_BUFFER,
     TO_GUEST_NO_BUFFER,
     TO_GUEST_NOT_RUNNING,
@@ -169,6 +170,7 @@ def deliver(t: Any, w: Any, number: int, hold: int) -> None:
     frames = at(w["frames"], FRAMES, frame)
     index = int64(at(w["todo"], MAX_QUEUES, todo)[number]["first"])
     running = vq["running"] and vq["enabled"]
+    w["steps_left"] = STEPS
     batch = int64(0)
     while index != NONE:
         one = frames[deliveries[index]["frame"]]

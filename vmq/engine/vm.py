@@ -200,6 +200,7 @@ class Vm:
             features=sum(flag for bit, flag in _RING_FEATURES if session.acked(bit)),
             call_fd=ring.call,
             error_fd=ring.err,
+            polled=index % 2 == 1 and ring.kick < 0,
         )
 
     def _begin(self, index: int, entry: RingEntry, base: int) -> None:
@@ -207,10 +208,11 @@ class Vm:
         row = self._state(index)
         used = at(entry.used, 1, virtio.vring_used)[0]
         # The used index is read from guest memory, never assumed: the driver counts on (vhost-user.md, hazard 3).
-        row["next_used"] = row["shown"] = used["idx"]
+        stands = int(used["idx"])
+        row["next_used"] = row["shown"] = stands
         # DPDK's virtio_user, listening, says 0 after its back-end was away, though its rings go on. Chains are used in
         # order: all before the used index are done, and none after it.
-        row["next_avail"] = base & state.M16 or used["idx"]
+        row["next_avail"] = base & state.M16 or stands
         row["first"], row["asleep"], row["region"] = 1, 0, state.NONE
         if not entry.features & state.RING_EVENT_IDX:
             receive = index % 2 == 0  # nobody waits for receive buffers

@@ -105,12 +105,13 @@ def plan(before: Session, after: Session, message: Message | None = None) -> tup
     rings = [fd for ring in after.rings for fd in (ring.kick, ring.call, ring.err) if fd in adopted]
     new_log = after.log if after.log and after.log != before.log else None
     old_log = before.log if before.log and after.log != before.log else None
+    had, has = set(before.regions), set(after.regions)  # tables may have hundreds of rows
     return (
         *(CheckEventFd(fd) for fd in rings),
-        *(MapRegion(region) for region in after.regions if region not in before.regions),
+        *(MapRegion(region) for region in after.regions if region not in had),
         *([MapLog(new_log)] if new_log else []),
         *([Apply()] if _seen(before) != _seen(after) else []),
-        *(UnmapRegion(region) for region in before.regions if region not in after.regions),
+        *(UnmapRegion(region) for region in before.regions if region not in has),
         *([UnmapLog(old_log)] if old_log else []),
         *(CloseFd(fd) for fd in [*sorted(before.fds - after.fds), *dropped]),
         *(SignalCall(index) for index in _disturbed(before, after)),

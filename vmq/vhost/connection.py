@@ -15,6 +15,7 @@ import logging
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -38,7 +39,7 @@ from vmq.vhost.memory import Mapping, map_region, unmap
 from vmq.vhost.message import Decoder, Message, Region
 from vmq.vhost.session import Offer, Session, stopped_at
 
-BATCH = 64  # messages handled before others get their turn
+BATCH, TURN_SECONDS = 64, 0.002  # messages handled, and time taken, before others get their turn
 COMMUNICATION = 'vhost-user "Communication"'
 LOG = logging.getLogger("vmq")
 
@@ -88,8 +89,9 @@ class Connection:
     def readable(self) -> None:
         """Handle what the socket holds, a bounded number of messages at a time. Never raises."""
         try:
+            until = time.monotonic() + TURN_SECONDS
             for _ in range(BATCH):
-                if not self._read():
+                if not self._read() or time.monotonic() > until:
                     return
         except ProtocolError as error:
             self._owner.refused(error)

@@ -9,6 +9,7 @@ dataplane/faults.py contains that, and a memfd sealed against shrinking cannot b
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ def map_region(region: Region) -> Mapping:
     where = f"region at guest address {region.gpa:#x}"
     if not stat.S_ISREG(about.st_mode):
         raise ProtocolError(MEMORY, f"{where}: its descriptor is no memory file", MEMORY_REMEDY)
+    if not _is_memory(region.fd):
+        raise ProtocolError(MEMORY, f"{where}: its file is on a disk, which may stall", MEMORY_REMEDY)
     if about.st_size < region.offset + region.size:
         missing = region.offset + region.size - about.st_size
         raise ProtocolError(MEMORY, f"{where}: its file is {missing} bytes too short")
@@ -49,6 +52,15 @@ def map_region(region: Region) -> Mapping:
             MEMORY, f"{where}: it cannot be mapped: {error.strerror}", MEMORY_REMEDY
         ) from error
     return Mapping(region, address, length, address + region.offset)
+
+
+def _is_memory(descriptor: int) -> bool:
+    """Whether a file is tmpfs, memfd or hugetlbfs: only those have seals. Another's owner could hold up a page fault."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def unmap(mapping: Mapping) -> None:
