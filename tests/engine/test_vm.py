@@ -209,14 +209,15 @@ def test_a_spoofed_address_is_shown_until_it_is_allowed(running: Running):
     assert running.show("vms", "a")["spoofed_mac"] is None
 
 
-def test_rings_begin_where_front_end_and_guest_memory_say(running: Running):
-    """The used index is read from guest memory: a driver counts on."""
+@pytest.mark.parametrize("base", [77, 0])
+def test_rings_begin_where_front_end_and_guest_memory_say(running: Running, base: int):
+    """The used index is read from guest memory: a driver counts on, even if its front-end says 0 after we were away."""
     running.configure(a=running.vm("a"))
     guest = running.guest("a")
     for one in guest.virtqueues:
         one.used["idx"] = 77
         one.row["next_used"] = 77
-        one.base = 77
+        one.base = base
     guest.virtqueues[0].avail["idx"] = guest.virtqueues[1].avail["idx"] = 77
     guest.virtqueues[0].row["next_avail"] = guest.virtqueues[1].row["next_avail"] = 77
     guest.start()

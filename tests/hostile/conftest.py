@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.arena import Arena, Attack
+from tests.hostile.arena import Arena
+from tests.hostile.attack import Attack, connected
+from vmq.guest.frontend import Frontend
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,9 @@ def attack_on(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Callable
 @pytest.fixture
 def attack(attack_on: Callable[[str, str], Attack]) -> Attack:
     return attack_on("attacker", "peer")
+
+
+@pytest.fixture(params=["fresh", "running"])
+def front(request: pytest.FixtureRequest, attack: Attack) -> Frontend:
+    """A front-end that has just said hello, and one whose rings run."""
+    return connected(attack).frontend if request.param == "fresh" else attack.guest().frontend

@@ -13,7 +13,8 @@ from functools import partial
 
 import pytest
 
-from tests.hostile.arena import DIRECT_WAYS, WAYS, Attack, Way, exchange, frame, until, until_equal
+from tests.hostile.arena import DIRECT_WAYS, WAYS, Way, frame, until, until_equal
+from tests.hostile.attack import Attack, exchange
 from vmq.abi.vhost_user import U64, Request
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor, Shape, Virtqueue
 from vmq.guest.traffic import Traffic
@@ -134,6 +135,21 @@ def test_h26_bad_chains_without_pause_cost_the_neighbours_nothing(attack: Attack
         for_some_time(partial(refill, ring, pause=0.0005))
         until(lambda: attack.moved("attacker").get("offered_to_guest", 0) >= 256)
     assert "frames_to_guest" not in attack.moved("attacker")
+
+
+@pytest.mark.parametrize("way", DIRECT_WAYS, ids=lambda way: way.name)
+def test_h26_the_longest_chains_of_nothing_cost_the_neighbours_nothing(attack: Attack, way: Way):
+    """The largest ring, one chain of all its descriptors, each empty, in every entry: the work of a round is bounded."""
+    ring = attack.on(way, size=32768)
+    place = attack.guest().memory.allocate(64)
+    ring.entries[:] = ring.write_chain([(place, 0, way.flags)] * 32768)
+    if not way.to_guest:
+        for_some_time(partial(refill, ring))
+        until(lambda: attack.moved("attacker").get("from_guest_too_long", 0) >= 10)
+        return
+    with Traffic(attack.peer, transmit=[frame("attacker", "peer")], poll=True):
+        for_some_time(partial(refill, ring, pause=0.0005))
+        until(lambda: attack.moved("attacker").get("to_guest_bad_buffer", 0) >= 10)
 
 
 @pytest.mark.parametrize("kind", ["h1_loop", "h2_next", "h2_head", "h2_index"])

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 
-from tests.hostile.arena import MACS, Attack, frame, until
+from tests.hostile.arena import MACS, frame, until
+from tests.hostile.attack import Attack
 from vmq.guest.rings import Shape
 from vmq.guest.traffic import Traffic
 

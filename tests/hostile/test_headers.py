@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hostile.arena import DIRECT_WAYS, WAYS, Attack, Way, frame, until
+from tests.hostile.arena import DIRECT_WAYS, WAYS, Way, frame, until
+from tests.hostile.attack import Attack
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, NET_HDR_GSO_TCPV4, NET_HDR_GSO_UDP
 from vmq.guest.driver import HEADER
 from vmq.guest.rings import WRITE, Shape

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.arena import WAYS, Arena, Attack, Way, exchange, frame, until
+from tests.hostile.arena import WAYS, Arena, Way, frame, until
+from tests.hostile.attack import Attack, exchange
 from vmq.abi.vhost_user import MEM_REG, MEMORY, MEMORY_REGION, Request
 from vmq.dataplane.state import FAULTS, MEMORY_GONE
 from vmq.errors import ProtocolError

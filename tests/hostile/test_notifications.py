@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.arena import WAYS, Attack, exchange, frame, until
+from tests.hostile.arena import WAYS, frame, until
+from tests.hostile.attack import Attack, exchange
 from vmq.abi.vhost_user import U64, Request
 from vmq.errors import ProtocolError
 from vmq.guest.race import Flip, Race

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.arena import WAYS, Attack, Way, exchange, frame
+from tests.hostile.arena import WAYS, Way, frame
+from tests.hostile.attack import Attack, exchange
 from vmq.abi.vhost_user import U64, Request
 from vmq.guest.driver import HEADER
 from vmq.guest.rings import Descriptor

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.conftest import INTERPRETED
-from tests.hostile.arena import COUNTED, DIRECT_WAYS, MACS, PATIENCE, Attack, Way, frame
+from tests.hostile.arena import COUNTED, DIRECT_WAYS, MACS, PATIENCE, Way, frame
+from tests.hostile.attack import Attack
 from vmq.abi.layout import offset
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, vring_desc
 from vmq.dataplane.state import AVAIL_JUMP, CHAIN_LOOP, FAULTS, NEXT_RANGE

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hostile.arena import DIRECT_WAYS, WAYS, Attack, Way, frame
+from tests.hostile.arena import DIRECT_WAYS, WAYS, Way, frame
+from tests.hostile.attack import Attack
 from vmq.dataplane.state import AVAIL_JUMP, CHAIN_LOOP, CHAIN_MAX, HEAD_RANGE, NEXT_RANGE
 from vmq.guest.driver import DESC
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor
