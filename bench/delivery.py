@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import quiet
 from bench.guests import FRONT_ENDS, Meter, keeping, rate
 from bench.stats import Figure
 from bench.systems import CLASSIFYING, SYSTEMS, Served, compared, frames_for, mac
@@ -121,6 +122,8 @@ def delivery(front_end: str, guests: int, size: int, runs: int, say: Say) -> dic
             )
     for run in range(runs):
         for system, several in values.items():
+            others = quiet.wait()
             several.append(once(system, front_end, guests, size))
-            say(f"{size} B to {guests} {front_end}: {run + 1}/{runs}, {system} {several[-1]:.2f} Mpps")
+            busy = f" (others took {others:.0%} of the machine)" if others > quiet.QUIET else ""
+            say(f"{size} B to {guests} {front_end}: {run + 1}/{runs}, {system} {several[-1]:.2f} Mpps{busy}")
     return {name: Figure.of(several) for name, several in values.items()}

@@ -170,7 +170,8 @@ class Arena:
     def alive(self) -> None:
         """O1: the process lives, no thread of it has ended."""
         assert self.engine.process is not None
-        assert self.engine.process.poll() is None, self.engine.log
+        ended = self.engine.process.poll()
+        assert ended is None, f"the engine has ended with {ended}: {self.engine.log}"
         assert {row["state"] for row in self.engine.show("processors").values()} <= {"busy", "sleeping"}
         assert "Traceback" not in self.engine.log, self.engine.log
 
