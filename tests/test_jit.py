@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory by address, ordered access, system calls and the cache: the same meaning in both modes.
+"""Memory by address, ordered access and system calls: the same meaning in both modes.
 
 Each kernel here is called from Python, as compiled code calls what `overload` gives it, and as a plain function.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vmq import jit
 from vmq.abi.layout import i64, layout, u8, u16
 from vmq.jit import (
     address_of,
@@ -37,6 +36,7 @@ from vmq.jit import (
     load_once,
     peek,
     poke,
+    prefetch,
     same_bytes,
     signal_handler,
     store_release,
@@ -45,6 +45,13 @@ from vmq.jit import (
 
 ROOT = Path(__file__).resolve().parents[1]
 row = layout(16, ("count", i64), ("index", u16), ("byte", u8), ("rest", u8, (5,)))
+
+
+@kernel
+def hints(address: int, nowhere: int) -> None:
+    prefetch(address, 0)
+    prefetch(address, 1)
+    prefetch(nowhere, 0)
 
 
 @kernel
@@ -199,7 +206,14 @@ def test_widening_keeps_64_bits():
     assert int64(np.uint64(1 << 63)) == -(1 << 63)
 
 
-# --- compilation and its cache -------------------------------------------------------------------------------
+def test_a_hint_changes_nothing():
+    """Any address will do: nothing is read there."""
+    cells = np.arange(16)
+    hints(address_of(cells), 8)
+    assert cells.tolist() == list(range(16))
+
+
+# --- compilation -------------------------------------------------------------------------------
 
 
 @pytest.mark.compiled
@@ -220,67 +234,6 @@ def test_interpreted_nothing_is_compiled():
         compile_for(compiled_late, "int64")
         assert compiled_late(1) == 2
     assert names == []
-
-
-def key(**environment: str) -> str:
-    """The cache directory of another, compiled process."""
-    code = "import numba; from vmq import jit; print(numba.config.CACHE_DIR)"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "VMQ_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def test_the_cache_lies_where_it_is_asked_to_and_is_private(tmp_path):
-    for variable, below in (
-        ("VMQ_CACHE_DIR", ""),
-        ("CACHE_DIRECTORY", "kernels"),
-        ("XDG_CACHE_HOME", "vmq"),
-        ("HOME", ".cache/vmq"),
-    ):
-        base = tmp_path / variable
-        others = {"XDG_CACHE_HOME": "", "CACHE_DIRECTORY": ""}
-        place = Path(key(**others | {variable: str(base)}))
-        assert place.parent == base / below
-        assert place.stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.compiled
-def test_a_child_finds_its_own_cache_and_not_that_of_its_parent(tmp_path):
-    """Parent and child may differ in flags, and the sources may have been edited between them."""
-    assert "NUMBA_CACHE_DIR" not in os.environ
-
-
-def test_flags_and_bounds_checks_have_caches_of_their_own(tmp_path):
-    """Numba's own key misses the flag, and would run unchecked code in the checked pass."""
-    places = {
-        key(VMQ_CACHE_DIR=str(tmp_path), **flags)
-        for flags in ({}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "1"})
-    }
-    assert len(places) == 3
-
-
-def test_any_edit_of_any_kernel_is_another_cache(tmp_path, monkeypatch):
-    """Numba's own key misses edits in files that a kernel calls into."""
-    for folder in jit.COMPILED_FOLDERS:
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "one.py").write_text("x = 1\n")
-    (tmp_path / "jit.py").write_text("")
-    monkeypatch.setattr(jit, "PACKAGE", tmp_path)
-    seen = {jit.cache_directory()}
-    for path in [tmp_path / "jit.py", *sorted(tmp_path.glob("*/one.py"))]:
-        path.write_text(path.read_text() + "# edited\n")
-        seen.add(jit.cache_directory())
-    (tmp_path / "dataplane" / "two.py").write_text("")
-    seen.add(jit.cache_directory())
-    assert len(seen) == 3 + len(jit.COMPILED_FOLDERS)
 
 
 @pytest.mark.compiled

@@ -18,7 +18,16 @@ from vmq.abi.ethernet import MAC_BROADCAST, mac_number
 from vmq.dataplane import state
 from vmq.errors import ProtocolError
 from vmq.jit import at, int64
-from vmq.publisher import Block, PortEntry, Publisher, RingEntry, Segment, UplinkEntry
+from vmq.publisher import (
+    MAPPINGS_FAIR,
+    MAPPINGS_KEPT,
+    Block,
+    PortEntry,
+    Publisher,
+    RingEntry,
+    Segment,
+    UplinkEntry,
+)
 
 A, B = (mac_number(f"52:54:00:00:00:0{digit}") for digit in "12")
 
@@ -236,16 +245,31 @@ def test_without_workers_nobody_is_waited_for(segment: Segment):
 # --- the segment ------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_mappings_is_full_in_words(segment: Segment):
-    """It is one for all VM ports; what does not fit is the front-end's refusal, not our fault."""
-    for number in range(state.MAX_MAPPINGS):
+def test_one_port_cannot_take_all_mappings(segment: Segment):
+    """Rows are kept for VM ports with few regions; what does not fit is the front-end's refusal, not our fault."""
+    most = state.MAX_MAPPINGS - MAPPINGS_KEPT
+    for number in range(most):
         segment.add_mapping(0, 4096 * (number + 1), 4096)
-    with pytest.raises(ProtocolError, match="memory regions"):
+    with pytest.raises(
+        ProtocolError, match=f"{most} memory regions of {state.MAX_MAPPINGS} .* {most} of them by this VM"
+    ):
         segment.add_mapping(0, 1 << 40, 4096)
+    for number in range(MAPPINGS_FAIR):
+        segment.add_mapping(1, (1 << 41) + 4096 * number, 4096)
+    with pytest.raises(ProtocolError, match="memory regions"):
+        segment.add_mapping(1, 1 << 40, 4096)
     segment.drop_mapping(4096 * 7)
     segment.add_mapping(3, 1 << 40, 8192)
     row = segment.rows["mappings"][6]
     assert (row["host"], row["length"], row["vport"]) == (1 << 40, 8192, 3)
+
+
+def test_the_table_of_mappings_is_full_in_words(segment: Segment):
+    rows = segment.rows["mappings"]
+    rows["length"], rows["vport"] = 4096, 7
+    with pytest.raises(ProtocolError, match="memory regions"):
+        segment.add_mapping(0, 1 << 40, 4096)
+    rows["length"] = 0
 
 
 def test_the_signal_handler_finds_each_engine_and_forgets_it():

@@ -12,6 +12,7 @@ import asyncio
 import grp
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -160,6 +161,8 @@ def run(path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="vmq: %(message)s", stream=sys.stderr)
     load(path)
     compile_kernels()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a front-end with 16 queue pairs takes some 100
 
     async def main() -> None:
         await Daemon(path).serve()

@@ -9,8 +9,7 @@ Memory is reached in one way only, `at(address, count, dtype)`; who calls it has
 party may change meanwhile (a guest, another thread) is read by `load_once` or `load_acquire` and published by
 `store_release`: ordinary accesses may be repeated, hoisted or merged by the optimiser.
 
-The cache on disk is keyed by the text of every source, every flag and every version (docs/adr/0004): Numba's own
-key misses edits in called files and the bounds-check flag. Kernels have no default arguments (each would compile
+The cache on disk is `compile_cache`'s. Kernels have no default arguments (each would compile
 a second signature), raise nothing and allocate nothing.
 """
 
@@ -18,9 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,37 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-PACKAGE = Path(__file__).parent
-COMPILED_FOLDERS = ("abi", "dataplane", "guest")
+from vmq.compile_cache import cache_directory
+
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-
-
-def _sources() -> list[Path]:
-    folders = [path for folder in COMPILED_FOLDERS for path in sorted((PACKAGE / folder).glob("*.py"))]
-    return [PACKAGE / "jit.py", *folders]
-
-
-def _cache_home() -> Path:
-    """A folder private to the user; VMQ_CACHE_DIR, CACHE_DIRECTORY (systemd), XDG_CACHE_HOME, in that order."""
-    for name, below in (("VMQ_CACHE_DIR", ""), ("CACHE_DIRECTORY", "kernels"), ("XDG_CACHE_HOME", "vmq")):
-        if os.environ.get(name):
-            return Path(os.environ[name]) / below
-    home = os.environ.get("HOME")
-    return Path(home) / ".cache" / "vmq" if home else Path(f"/var/tmp/vmq-{os.getuid()}")
-
-
-def cache_directory() -> Path:
-    """The cache of exactly these sources, flags and versions."""
-    from importlib.metadata import version
-
-    key = hashlib.sha256()
-    for path in _sources():
-        key.update(path.name.encode() + b"\0" + path.read_bytes())
-    flags = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_"))
-    versions = [platform.python_version(), *(version(name) for name in ("numpy", "numba", "llvmlite"))]
-    key.update("\0".join(flags + versions).encode())
-    return _cache_home() / key.hexdigest()[:24]
-
 
 import numba
 from llvmlite import ir
@@ -219,6 +188,31 @@ def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
 
 overload(copy)(
     lambda to, source, count: lambda to, source, count: _copy(np.intp(to), np.intp(source), np.intp(count))
+)
+
+
+def prefetch(address: int, write: int) -> None:
+    """Hint that the cache line of `address` is soon read (0) or written (1); any address will do."""
+
+
+@intrinsic
+def _prefetch(typingctx: Any, address: Any, write: Any) -> Any:
+    if not isinstance(write, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        place = builder.inttoptr(values[0], byte)
+        builder.call(hint, [place, word(signature.args[1].literal_value), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, write), generate
+
+
+overload(prefetch, prefer_literal=True)(
+    lambda address, write: lambda address, write: _prefetch(np.intp(address), write)
 )
 
 

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """System calls that Python does not wrap: memory by address, signal handlers, what a descriptor is.
 
-Set-up only; nothing here runs in the data plane. Failures are OSError, as in the standard library, except where a
-path came from the operator.
+Set-up only; nothing here runs in the data plane. Failures are OSError, as in the standard library.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import os
-import socket
-import stat
 from pathlib import Path
 
 from vmq.abi.linux import (
@@ -26,11 +22,7 @@ from vmq.abi.linux import (
     PROT_WRITE,
     SA_SIGINFO,
 )
-from vmq.errors import HostError
 
-SOCKET_MODE = 0o660
-DIRECTORY_MODE = 0o750
-BACKLOG = 8  # connections that wait to be accepted
 EVENTFD_MAX = (1 << 64) - 2
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -113,69 +105,13 @@ def eventfd_is_full(descriptor: int) -> bool:
     return False
 
 
+def eventfd_empty(descriptor: int) -> None:
+    """Take what an eventfd holds (of a semaphore: one), in whatever mode it is; nothing when it is empty."""
+    with contextlib.suppress(BlockingIOError):
+        os.preadv(descriptor, [bytearray(8)], -1, os.RWF_NOWAIT)
+
+
 def set_nonblocking(descriptor: int) -> None:
     """O_NONBLOCK, on the open file that we share with whoever sent it."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-
-
-def listen(where: str, path: str, group: int) -> socket.socket:
-    """A listening socket at `path`, mode 0660, of `group` (-1: ours); HostError, and no file, when it cannot be."""
-    place = Path(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        _make_directory(place.parent, group)
-        _clear(where, place)
-        sock.bind(path)
-        _share(sock, place, group)
-    except OSError as error:
-        sock.close()
-        wrong = f"{path}: {error.strerror or error}"
-        raise HostError(where, wrong, "choose a path that this user may write") from error
-    except HostError:
-        sock.close()
-        raise
-    return sock
-
-
-def _share(sock: socket.socket, place: Path, group: int) -> None:
-    """Open a bound socket to its group; nobody can connect before."""
-    try:
-        os.chmod(place, SOCKET_MODE)
-        if group >= 0:
-            os.chown(place, -1, group)
-        sock.listen(BACKLOG)
-    except OSError:
-        place.unlink(missing_ok=True)
-        raise
-
-
-def _make_directory(place: Path, group: int) -> None:
-    """Make a directory and what is missing above it, for the group of the sockets."""
-    if place.is_dir():
-        return
-    _make_directory(place.parent, group)
-    place.mkdir()
-    if group >= 0:
-        os.chown(place, -1, group)
-        place.chmod(DIRECTORY_MODE)
-
-
-def _clear(where: str, place: Path) -> None:
-    """Remove a socket file that nobody listens on. Only a refused connection says so: a busy listener does not."""
-    try:
-        mode = place.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise HostError(where, f"{place} exists and is no socket", "choose another path, or remove it")
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    with contextlib.closing(probe):
-        code = probe.connect_ex(str(place))
-    if code in (errno.EACCES, errno.EPERM):
-        raise PermissionError(code, os.strerror(code))
-    if code != errno.ECONNREFUSED:
-        raise HostError(
-            where, f"{place} is in use by another process", "stop that process, or choose another path"
-        )
-    place.unlink()

@@ -28,6 +28,7 @@ from vmq.jit import address_of, at, int64, store_release
 
 Rows = npt.NDArray[Any]
 SETTLE_SECONDS = 5.0
+MAPPINGS_FAIR, MAPPINGS_KEPT = 16, 2048  # regions that every VM port may have; rows kept for those
 MEMORY = 'vhost-user "Memory region description"'
 
 
@@ -109,13 +110,20 @@ class Segment:
         slots[list(slots).index(old)] = new
 
     def add_mapping(self, vport: int, host: int, length: int) -> None:
-        """Guest memory that the SIGBUS handler may replace; ProtocolError when too much is mapped already."""
-        free = np.flatnonzero(self.rows["mappings"]["length"] == 0)
-        if not len(free):
+        """Guest memory that the SIGBUS handler may replace; ProtocolError when too much is mapped already.
+
+        The last MAPPINGS_KEPT rows are for VM ports with few regions: no port leaves its neighbours without.
+        """
+        rows = self.rows["mappings"]
+        free = np.flatnonzero(rows["length"] == 0)
+        own = np.count_nonzero((rows["length"] > 0) & (rows["vport"] == vport))
+        if len(free) <= (MAPPINGS_KEPT if own >= MAPPINGS_FAIR else 0):
             raise ProtocolError(
-                MEMORY, f"more than {state.MAX_MAPPINGS} memory regions in all VM ports together"
+                MEMORY,
+                f"{state.MAX_MAPPINGS - len(free)} memory regions of {state.MAX_MAPPINGS} are in use, {own} of them by this VM port",
+                "give each VM fewer memory slots",
             )
-        self.rows["mappings"][free[0]] = (host, length, vport, 0)
+        rows[free[0]] = (host, length, vport, 0)
 
     def drop_mapping(self, host: int) -> None:
         """Forget a mapping before it is undone."""

@@ -60,14 +60,14 @@ def test_queues() -> None:
     row = {
         "vm": "web", "queue": 0, "processor": 1, "state": "running", "size_to_guest": 1024, "size_from_guest": 1024,
         "frames_to_guest": 64, "bytes_to_guest": 4096, "frames_from_guest": 1, "bytes_from_guest": 60,
-        "indications": 2, "kicks": 1, "frames_per_indication": 32.0, "batches": [0, 0, 0, 0, 0, 2], "drops": {},
+        "indications": 2, "frames_per_indication": 32.0, "batches": [0, 0, 0, 0, 0, 2], "drops": {},
     }  # fmt: skip
 
     assert show.text("queues", [row]) == (
         "vm   queue  processor  state    frames_to_guest  bytes_to_guest  frames_from_guest  bytes_from_guest  "
-        "indications  frames_per_indication  kicks  drops\n"
+        "indications  frames_per_indication  drops\n"
         "web      0          1  running               64            4096                  1                60  "
-        "          2                  32.00      1  -"
+        "          2                  32.00  -"
     )
 
 

@@ -40,6 +40,24 @@ def test_without_a_number_of_laps_it_is_played_for_ever():
         assert got == [number % 10 for number in range(20 * state.BURST)]
 
 
+def test_a_paced_recording_is_played_frame_by_frame_at_its_rate():
+    """Never early; what a busy processor could not send in time is made up for, 10 ms of it at most."""
+    with Rig() as rig:
+        wire = rig.uplink(frames=[numbered(A, B, number) for number in range(400)], laps=1)
+        rig.uplinks[wire].lanes[0]["gap"] = 1_000_000 * state.GAP_PARTS  # a frame a millisecond
+        vm = rig.vm(A, uplink=wire, size=256)
+        vm.post(200, 128)
+        rig.publish()
+        books = rig.lane_state()
+        assert rig.step() == 1
+        assert int(books["due"]) == 1_000_000 * state.GAP_PARTS
+        books["began"] += 10**12
+        assert rig.step() == 0
+        books["began"] -= 2 * 10**12
+        assert rig.step() == 11
+        assert [number_of(data) for data in vm.received()] == list(range(12))
+
+
 # --- lossless ------------------------------------------------------------------------------------------------
 
 TO = st.sampled_from([A, B, C, BROADCAST, NOBODY])

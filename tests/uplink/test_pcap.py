@@ -93,7 +93,6 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(capture: str, tmp_path: 
         ),
         (Pcap(read=capture, write=capture), r"^\[uplink.a\] write: .*in.pcap is what is read. Remedy"),
         (Pcap(read=capture, write="/nosuch/x"), r"^\[uplink.a\] write: cannot write /nosuch/x"),
-        (Pcap(read=capture, rate=5), r"^\[uplink.a\] rate: no replay is paced yet"),
     ):
         with pytest.raises(ConfigError, match=words):
             PcapUplink("a", config, 1)

@@ -297,6 +297,26 @@ def test_h19_4_descriptors_that_this_process_has_no_room_for_end_the_connection(
     assert "descriptors were lost" in str(peer.owner.errors[0])
 
 
+@pytest.mark.parametrize("fair", [1, 100])
+def test_the_last_descriptors_are_kept_for_front_ends_that_have_few(
+    peer: Peer, fair: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vmq.vhost.connection.DESCRIPTORS_FAIR", fair)
+    peer.running()
+    event = peer.eventfd()
+    free = os.dup(event)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, limits[1]))
+    try:
+        peer.fd(R.SET_VRING_CALL, 0, event)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert peer.open == (fair == 100)
+    if fair == 1:
+        assert "this process has few left" in str(peer.owner.errors[0])
+
+
 def test_h19_nine_descriptors_are_one_too_many(peer: Peer):
     peer.hello()
     peer.say(R.SET_VRING_CALL, struct.pack("=Q", 0), *[peer.eventfd()] * 9)

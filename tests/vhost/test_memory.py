@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -15,7 +16,7 @@ import pytest
 from tests.engine.running import open_files
 from vmq.errors import ProtocolError
 from vmq.jit import at
-from vmq.vhost.memory import is_empty, map_region, unmap
+from vmq.vhost.memory import PORT_BYTES_MAX, is_empty, map_region, unmap
 from vmq.vhost.message import Region
 
 PAGE = mmap.PAGESIZE
@@ -130,11 +131,23 @@ def test_a_path_only_descriptor_is_refused(stack: ExitStack, tmp_path):
         map_region(Region(0, PAGE, 0, 0, fd))
 
 
-def test_a_region_that_finds_no_room_is_refused(stack: ExitStack):
-    """A sparse file may be larger than an address space."""
-    fd = memfd(stack, (1 << 63) - PAGE)
-    with pytest.raises(ProtocolError, match="cannot be mapped"):
-        map_region(Region(0, 1 << 62, 0, 0, fd))
+def test_one_port_cannot_take_the_whole_address_space(stack: ExitStack):
+    fd = memfd(stack, 1 << 44)
+    unmap(map_region(Region(0, 1 << 44, 0, 0, fd)))
+    with pytest.raises(ProtocolError, match="more than 16 TiB for one VM port"):
+        map_region(Region(0, 1 << 43, 0, 0, fd), PORT_BYTES_MAX // 2 + 1)
+
+
+def test_a_region_that_finds_no_room_is_refused(stack: ExitStack, monkeypatch: pytest.MonkeyPatch):
+    """vm.max_map_count, or a memory limit: the remedy is another than for what cannot be shared."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("vmq.vhost.memory.linux.map_shared", full)
+    with pytest.raises(ProtocolError, match="cannot be mapped") as refused:
+        map_region(Region(0, PAGE, 0, 0, memfd(stack, PAGE)))
+    assert "vm.max_map_count" in refused.value.remedy
 
 
 def test_memory_sealed_against_shrinking_is_welcome(stack: ExitStack):

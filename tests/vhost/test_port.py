@@ -19,6 +19,7 @@ import pytest
 from tests.engine.running import open_files
 from tests.vhost.test_connection import Owner
 from vmq.errors import HostError
+from vmq.listener import Listener
 from vmq.vhost import port as module
 from vmq.vhost.port import Port
 from vmq.vhost.session import Offer
@@ -116,7 +117,7 @@ async def test_who_connects_again_at_once_is_let_in(tmp_path, monkeypatch):
     first.send(QUESTION * 200)  # more than one turn of the loop reads
     first.close()
     with dial(tmp_path) as second:
-        port._accept(port._listener)  # type: ignore[arg-type]
+        port._accept(port._listener.sock)  # type: ignore[union-attr]
         assert await answers(second)
     assert port.turned_away == 0
     port.close()
@@ -206,7 +207,7 @@ async def test_a_process_without_descriptors_does_not_spin(tmp_path, monkeypatch
     port = made(tmp_path)
     monkeypatch.setattr(module, "BREATH_SECONDS", 0.05)
     port.open()
-    listener = cast("socket.socket", port._listener)
+    listener = cast("Listener", port._listener).sock
     tries: list[int] = []
 
     class Full:

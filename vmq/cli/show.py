@@ -26,7 +26,7 @@ COLUMNS = {
     "vms": "name state mac vlan uplink processors queues_running mtu frames_to_guest frames_from_guest "
     "socket drops",
     "queues": "vm queue processor state frames_to_guest bytes_to_guest frames_from_guest bytes_from_guest "
-    "indications frames_per_indication kicks drops",
+    "indications frames_per_indication drops",
     "filters": "mac vlan uplink vm queue source",
     "uplinks": "name kind device state mtu lanes membership frames_from_wire bytes_from_wire frames_to_wire "
     "bytes_to_wire drops",
@@ -45,7 +45,15 @@ def add(verbs: Verbs) -> None:
         type=shortened(COLUMNS),
         help="one of %(choices)s (default: %(default)s)",
     )
-    parser.add_argument("-w", "--watch", metavar="SEC", type=seconds, help="show it again every SEC seconds")
+    parser.add_argument(
+        "-w",
+        "--watch",
+        metavar="SEC",
+        type=seconds,
+        nargs="?",
+        const=1.0,
+        help="show it again every SEC seconds (default: 1)",
+    )
     add_api(parser)
     add_json(parser)
 

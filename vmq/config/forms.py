@@ -18,7 +18,9 @@ from typing import Any
 
 CPU_MAX = 8191  # the kernel's NR_CPUS is at most 8192; a list that goes on is a slip of the pen
 MAC = re.compile(r"[0-9A-Fa-f]{2}([:-])(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}")
-DEVICE = re.compile(r"[^\s/]{1,15}")  # netdevice(7): IFNAMSIZ is 16 with its NUL
+DEVICE = re.compile(
+    r"[^\s/:%]{1,15}"
+)  # netdevice(7): IFNAMSIZ is 16 with its NUL; % is a pattern for the kernel
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 

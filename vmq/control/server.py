@@ -11,7 +11,6 @@ that reads nothing is dropped, and neither disturbs the data plane.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from vmq.errors import ApiError, VmqError
-from vmq.linux import listen
+from vmq.listener import Listener
 
 API = 1
 LINE_MAX = 1 << 20
@@ -36,13 +35,14 @@ class Server:
 
     def __init__(self, path: str, group: int, methods: dict[str, Method]) -> None:
         self.path, self.group, self.methods = path, group, methods
+        self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[Any]] = set()
 
     async def start(self, where: str) -> None:
         """Open the socket; HostError if it cannot be."""
-        sock = listen(where, self.path, self.group)
-        self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=LINE_MAX)
+        self._listener = Listener(where, self.path, self.group)
+        self._server = await asyncio.start_unix_server(self._client, sock=self._listener.sock, limit=LINE_MAX)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -107,8 +107,8 @@ class Server:
         """Close the socket and every client. It does not fail."""
         if self._server is not None:
             self._server.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
+        if self._listener is not None:
+            self._listener.close()
         clients = list(self._clients)
         for task in clients:
             task.cancel()

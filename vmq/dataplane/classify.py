@@ -87,11 +87,13 @@ def note(w: Any, frame_index: int, queue: int) -> None:
     rows[index]["done"] = 0
     if lists[queue]["first"] < 0:
         lists[queue]["first"] = index
+        lists[queue]["count"] = 0
         at(w["touched"], DELIVERIES, np.int64)[w["touched_count"]] = queue
         w["touched_count"] += 1
     else:
         rows[int64(lists[queue]["last"])]["next"] = index
     lists[queue]["last"] = index
+    lists[queue]["count"] += 1
     w["delivery_count"] = index + 1
 
 

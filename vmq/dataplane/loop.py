@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from vmq.abi.linux import CLOCK_MONOTONIC, timespec
 from vmq.dataplane.classify import steer
+from vmq.dataplane.clock import now
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import accept_parcels, hand_over, keep_parcels, parcels_waiting, ring_of
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.ports import call, fault
-from vmq.dataplane.replay import keep_backlog, replay_backlog
+from vmq.dataplane.replay import keep_backlog, paced, replay_backlog
 from vmq.dataplane.split import ask_for_kicks, available, give_back, head_at, publish, refuse_kicks
 from vmq.dataplane.state import (
     BURST,
@@ -58,10 +58,9 @@ from vmq.dataplane.state import (
     vport,
     worker,
 )
-from vmq.dataplane.to_guest import deliver
+from vmq.dataplane.to_guest import EXPECT_STEPS, deliver, expect
 from vmq.jit import (
     at,
-    c_clock_gettime,
     c_epoll_wait,
     fence,
     int64,
@@ -73,7 +72,7 @@ from vmq.jit import (
 
 # Empty rounds before a worker sleeps: some 50 µs of polling. A guest that answers at once finds the worker awake.
 IDLE_ROUNDS = 64
-BACKLOG_WAIT_MS = 1  # a replay whose destination is full looks again after this long
+REPLAY_WAIT_MS = 1  # a replay that is paced, or whose destination is full, looks again after this long
 POLL_WAIT_MS = (
     1  # and so does a worker at the ring of a front-end that does not kick (vhost-user SET_VRING_KICK)
 )
@@ -97,6 +96,10 @@ def finish(t: Any, w: Any, hold: int) -> None:
     touched = at(w["touched"], DELIVERIES, np.int64)
     lists = at(w["todo"], MAX_QUEUES, todo)
     queues = at(t["queues"], t["queue_count"], queue)
+    for step in range(EXPECT_STEPS):
+        for index in range(w["touched_count"]):
+            if queues[touched[index]]["worker"] == w["index"]:
+                expect(t, w, touched[index], step)
     for index in range(w["touched_count"]):
         number = touched[index]
         if queues[number]["worker"] == w["index"]:
@@ -235,14 +238,6 @@ def all_rounds(t: Any, w: Any) -> int:
 
 
 @kernel
-def now(w: Any) -> int:
-    """CLOCK_MONOTONIC in nanoseconds."""
-    c_clock_gettime(CLOCK_MONOTONIC, w["clock"])
-    row = at(w["clock"], 1, timespec)[0]
-    return int64(row["sec"]) * 1_000_000_000 + int64(row["nsec"])
-
-
-@kernel
 def prepare_sleep(t: Any, w: Any) -> int:
     """Ask every driver for kicks; how long to sleep in ms: -1 until something happens, 0 not at all."""
     shared = at(w["engine"], 1, engine)[0]
@@ -251,6 +246,7 @@ def prepare_sleep(t: Any, w: Any) -> int:
     rings = at(shared["ring_state"], 2 * MAX_QUEUES, ring_state)
     polls = at(t["polls"], max(int64(t["poll_count"]), 1), np.int64)
     lanes = at(t["own_lanes"], max(int64(t["own_lane_count"]), 1), np.int64)
+    rows = at(t["lanes"], max(int64(t["lane_count"]), 1), lane)
     states = at(shared["lane_state"], MAX_LANES, lane_state)
     queues = at(t["queues"], t["queue_count"], queue)
     ports = at(shared["port_state"], MAX_VPORTS, port_state)
@@ -264,8 +260,10 @@ def prepare_sleep(t: Any, w: Any) -> int:
         if not rings[number]["asleep"] and ask_for_kicks(virtqueues[number], rings[number]):
             timeout = int64(0)
     for place in range(mine["lane_first"], mine["lane_first"] + mine["lane_count"]):
-        if states[lanes[place]]["pending"] > 0 and timeout < 0:
-            timeout = int64(BACKLOG_WAIT_MS)
+        if timeout < 0 and (
+            states[lanes[place]]["pending"] > 0 or paced(rows[lanes[place]], states[lanes[place]])
+        ):
+            timeout = int64(REPLAY_WAIT_MS)
     store_release(w, "sleeping", 1)
     # us: write sleeping, then read rings and tables | another worker, control: write those, then read sleeping.
     fence()
@@ -275,7 +273,7 @@ def prepare_sleep(t: Any, w: Any) -> int:
             timeout = int64(0)
         address = ring_of(w, sender, w["index"], 1)
         if address != 0 and parcels_waiting(address) and timeout < 0:
-            timeout = int64(BACKLOG_WAIT_MS)
+            timeout = int64(REPLAY_WAIT_MS)
     if int64(load_acquire(shared, "tables")) != int64(w["tables"]) or load_once(shared, "stop"):
         timeout = int64(0)
     return timeout

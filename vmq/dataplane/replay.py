@@ -14,12 +14,15 @@ import numpy as np
 
 from vmq.abi.ethernet import VLAN_VID_MASK
 from vmq.dataplane.classify import note
+from vmq.dataplane.clock import now
 from vmq.dataplane.handover import push, still_named
 from vmq.dataplane.state import (
     BURST,
     DELIVERIES,
     FRAMES,
+    GAP_PARTS,
     HANDOVER_MOVED,
+    LINE,
     NONE,
     PIECES,
     TO_WIRE_FULL,
@@ -29,7 +32,9 @@ from vmq.dataplane.state import (
     recorded,
     waiting,
 )
-from vmq.jit import at, int64, kernel
+from vmq.jit import at, int64, kernel, prefetch
+
+LATE_NS = 10_000_000
 
 
 @kernel
@@ -45,19 +50,53 @@ def present(lane: Any, row: Any, number: int) -> None:
 
 
 @kernel
+def expect_recorded(lane: Any, number: int) -> None:
+    """Bring a frame of the next burst nearer, and the row of one after that. Recordings are larger than caches."""
+    if number + BURST < lane["source_count"]:
+        rows = int64(lane["source"]) + number * recorded.itemsize
+        prefetch(rows + BURST * recorded.itemsize, 0)
+        address = int64(at(rows, 1, recorded)[0]["address"])
+        prefetch(address, 0)
+        prefetch(address + LINE, 0)
+
+
+@kernel
+def paced(lane: Any, state: Any) -> bool:
+    """Whether frames are still to come, each at its time."""
+    return bool(lane["gap"] > 0 and (lane["laps"] == 0 or state["lap"] < lane["laps"]))
+
+
+@kernel
+def due(w: Any, lane: Any, state: Any) -> int:
+    """How many frames the rate allows now; what could not be sent in time is made up for, LATE_NS of it at most."""
+    gap = int64(lane["gap"])
+    if gap == 0:
+        return BURST
+    time = now(w)
+    if state["began"] == 0:
+        state["began"] = time
+    passed = (time - int64(state["began"])) * GAP_PARTS
+    state["due"] = max(int64(state["due"]), passed - LATE_NS * GAP_PARTS)
+    late = passed - int64(state["due"])
+    return int64(0) if late < 0 else min(BURST, 1 + late // gap)
+
+
+@kernel
 def replay_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
     """The next frames of the recording into the round; how many."""
     frames = at(w["frames"], FRAMES, frame)
-    limit = min(BURST, int64(t["frame_limit"]))
+    limit = min(due(w, lane, state), int64(t["frame_limit"]))
     taken = int64(0)
     while taken < limit and (lane["laps"] == 0 or state["lap"] < lane["laps"]):
         present(lane, frames[taken], state["cursor"])
+        expect_recorded(lane, int64(state["cursor"]) + BURST)
         state["bytes_from_wire"] += frames[taken]["length"]
         taken += 1
         state["cursor"] += 1
         if state["cursor"] == lane["source_count"]:
             state["cursor"] = 0
             state["lap"] += 1
+    state["due"] += taken * int64(lane["gap"])
     w["frame_count"] = taken
     return taken
 

@@ -26,7 +26,7 @@ from vmq.abi.virtio import (
     vring_used,
     vring_used_elem,
 )
-from vmq.dataplane.memory import append, fetch
+from vmq.dataplane.memory import append, fetch, translate
 from vmq.dataplane.state import (
     AVAIL_JUMP,
     CHAIN_LOOP,
@@ -37,12 +37,13 @@ from vmq.dataplane.state import (
     FROM_GUEST_INDIRECT,
     FROM_GUEST_TOO_LONG,
     HEAD_RANGE,
+    LINE,
     M16,
     NEXT_RANGE,
     RING_EVENT_IDX,
     RING_INDIRECT,
 )
-from vmq.jit import at, fence, int64, kernel, load_acquire, load_once, store_release
+from vmq.jit import at, fence, int64, kernel, load_acquire, load_once, prefetch, store_release
 
 DESC = vring_desc.itemsize
 RING = vring_avail.itemsize
@@ -121,6 +122,34 @@ def walk(
             return count
         if index >= size:
             return -1 - FAULT_BASE - NEXT_RANGE
+
+
+@kernel
+def expect_entries(vq: Any, ring: Any) -> None:
+    """First step of looking ahead: the available index and its next entries."""
+    size = int64(vq["size"])
+    prefetch(vq["avail"], 0)
+    prefetch(vq["avail"] + RING + 2 * (int64(ring["next_avail"]) & (size - 1)), 0)
+
+
+@kernel
+def expect_descriptors(vq: Any, ring: Any, count: int) -> None:
+    """Second step: the first descriptors of the next chains, and where they will be given back."""
+    size = int64(vq["size"])
+    for ahead in range(min(count, available(vq, ring))):
+        prefetch(vq["desc"] + (head_at(vq, ring, ahead) & (size - 1)) * DESC, 0)
+        prefetch(vq["used"] + RING + ((int64(ring["next_used"]) + ahead) & (size - 1)) * ELEMENT, 1)
+
+
+@kernel
+def expect_buffer(t: Any, port: Any, vq: Any, ring: Any, ahead: int) -> None:
+    """Third step: the first lines of a chain's first buffer. Only a hint: `walk` reads everything again, and checks it."""
+    size = int64(vq["size"])
+    row = at(vq["desc"], size, vring_desc)[head_at(vq, ring, ahead) & (size - 1)]
+    host, room = translate(t, port, ring, int64(load_once(row, "addr")))
+    if room > LINE:
+        prefetch(host, 1)
+        prefetch(host + LINE, 1)
 
 
 @kernel

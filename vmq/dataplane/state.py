@@ -35,6 +35,7 @@ BOUNCE = 1 << 17  # one frame made contiguous
 ARENA = 1 << 20  # segments of super-frames of one round
 FRAME_MAX = 65535 + 14 + 4  # the longest frame of any kind, tag included
 EVENTS = 1024  # rows of a worker's ring of events for control
+GAP_PARTS = 64  # a nanosecond of paced replay has so many parts
 READY = 64  # descriptors one wait may report
 BATCH_BINS = 8  # 1, 2-3, 4-7, … frames an indication
 
@@ -47,6 +48,7 @@ HANDOVER_RINGS = 2 * MAX_WORKERS * MAX_WORKERS
 NONE = -1
 EPOCH_GONE = 1 << 62  # what a worker that has left announces
 
+LINE = 64  # bytes of a cache line
 M16 = 0xFFFF
 M32 = 0xFFFFFFFF
 
@@ -204,6 +206,7 @@ lane = rows(
     ("lossless", i64),  # replay: not read while a destination is full
     ("source", i64), ("source_count", i64),  # replay: `recorded` rows
     ("laps", i64),  # replay: times round; 0 for ever
+    ("gap", i64),  # replay: time from frame to frame, in ns / GAP_PARTS; 0: full speed
     ("sink", i64),  # replay: byte ring for what leaves (handover.py); 0: counted only
     ("buffers", i64), ("buffer_size", i64),  # receive buffers, one a message
     ("messages", i64),  # packet: mmsghdr[BURST] to receive into, prepared by the uplink
@@ -298,6 +301,7 @@ port_state = rows(  # any worker that serves the port; control clears
 
 lane_state = rows(  # the worker of the lane
     ("cursor", i64), ("lap", i64), ("pending", i64),  # replay
+    ("began", i64), ("due", i64),  # paced replay: when it began, ns; when the next frame is due, ns / GAP_PARTS later
     ("have", i64), ("taken", i64), ("segmented", i64),  # packet: messages received, turned into frames; super-frames
     ("frames_from_wire", i64), ("bytes_from_wire", i64),
     ("frames_to_wire", i64), ("bytes_to_wire", i64),
@@ -337,7 +341,7 @@ frame = layout(
 
 piece = layout(16, ("address", i64), ("length", i64))
 delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue
-todo = layout(8, ("first", i32), ("last", i32))
+todo = layout(16, ("first", i32), ("last", i32), ("count", i64))
 claim = layout(16, ("head", i64), ("length", i64))
 
 # A byte ring (handover.py): one writer, one reader, their indices on lines of their own.

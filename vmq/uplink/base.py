@@ -96,12 +96,12 @@ def setting(name: str, requested: Any, effective: Any, why: str = "") -> dict[st
 
 def check_device(where: str, device: str) -> None:
     """Refuse what no device can be called."""
-    bad = any(char.isspace() or char in "/:" or not char.isprintable() for char in device)
+    bad = any(char.isspace() or char in "/:%" or not char.isprintable() for char in device)
     if not device or bad or device in (".", "..") or len(os.fsencode(device)) >= IFNAMSIZ:
         raise ConfigError(
             where,
             f'"{device}" is no name of a network device',
-            f"Use 1 to {IFNAMSIZ - 1} characters without spaces, slashes and colons",
+            f"Use 1 to {IFNAMSIZ - 1} characters without spaces, slashes, colons and percent signs",
         )
 
 

@@ -30,12 +30,6 @@ class PcapUplink(ReplayUplink):
         self.read, self.write = config.read, config.write
         self._writer: CaptureWriter | None = None
         self._problem = ""
-        if config.rate is not None:
-            raise ConfigError(
-                self.place("rate"),
-                "no replay is paced yet",
-                "Leave rate out: the capture is replayed at full speed",
-            )
         self._check_files()
         recording = record(self._packets())
         if self.read is not None and not len(recording.rows):

@@ -39,6 +39,8 @@ class ReplayUplink(Uplink):
         lane["receives"] = len(recording.rows) > 0
         lane["source"], lane["source_count"] = address_of(recording.rows), len(recording.rows)
         lane["laps"] = laps
+        rate = self.config.rate if isinstance(self.config, Pcap) else None
+        lane["gap"] = round(10**9 * state.GAP_PARTS / rate) if rate else 0
         lane["backlog"] = self.memory(state.DELIVERIES * state.waiting.itemsize)
 
     def collect(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import logging
 import os
+import resource
 import select
 import socket
 import time
@@ -40,6 +41,7 @@ from vmq.vhost.message import Decoder, Message, Region
 from vmq.vhost.session import Offer, Session, stopped_at
 
 BATCH, TURN_SECONDS = 64, 0.002  # messages handled, and time taken, before others get their turn
+DESCRIPTORS_FAIR = 128  # that every front-end may hold: 16 queue pairs with a few regions
 COMMUNICATION = 'vhost-user "Communication"'
 LOG = logging.getLogger("vmq")
 
@@ -128,9 +130,19 @@ class Connection:
         finally:
             if flags & socket.MSG_CTRUNC:
                 self._close_all(self._decoder.release())
+        self._check_share(messages)
         for message in messages:
             self.handle(message)
         return True
+
+    def _check_share(self, messages: list[Message]) -> None:
+        """The last quarter of the descriptors of this process is for front-ends that have few; fatal for others."""
+        newest = max((fd for message in messages for fd in message.fds), default=0)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if newest >= limit * 3 // 4 and len(self.session.fds) >= DESCRIPTORS_FAIR:
+            self._close_all([fd for message in messages for fd in message.fds])
+            wrong = f"it holds {len(self.session.fds)} descriptors, and this process has few left of {limit}"
+            raise ProtocolError(COMMUNICATION, wrong, "raise the limit of open files", fatal=True)
 
     def handle(self, message: Message) -> None:
         """One message, whole or not at all."""
@@ -162,7 +174,7 @@ class Connection:
                     raise ProtocolError(COMMUNICATION, "the descriptor is no eventfd")
                 linux.set_nonblocking(action.fd)
             elif isinstance(action, MapRegion):
-                mapping = map_region(action.region)
+                mapping = map_region(action.region, sum(one.length for one in self.mappings.values()))
                 mapped.append(mapping)
                 self.mappings[action.region] = mapping
                 self._owner.mapped(mapping)

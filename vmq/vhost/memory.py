@@ -9,6 +9,7 @@ dataplane/faults.py contains that, and a memfd sealed against shrinking cannot b
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -19,6 +20,7 @@ from vmq.errors import ProtocolError
 from vmq.vhost.message import MEMORY_REMEDY, Region
 
 MEMORY = 'vhost-user "Memory region description"'
+PORT_BYTES_MAX = 1 << 44  # that one VM port may have mapped: an eighth of what a process can address
 SAMPLE_BYTES = 1 << 16  # of a region: firmware, interrupt vectors or a kernel lie in the first of every guest
 
 
@@ -32,8 +34,11 @@ class Mapping:
     host: int
 
 
-def map_region(region: Region) -> Mapping:
-    """Map one region; ProtocolError if its descriptor is no shared memory that holds it."""
+def map_region(region: Region, mapped: int = 0) -> Mapping:
+    """Map one region; ProtocolError if its descriptor is no shared memory that holds it.
+
+    `mapped`: bytes that its VM port has mapped already.
+    """
     about = os.fstat(region.fd)
     where = f"region at guest address {region.gpa:#x}"
     if not stat.S_ISREG(about.st_mode):
@@ -43,14 +48,16 @@ def map_region(region: Region) -> Mapping:
     if about.st_size < region.offset + region.size:
         missing = region.offset + region.size - about.st_size
         raise ProtocolError(MEMORY, f"{where}: its file is {missing} bytes too short")
+    if mapped + region.offset + region.size > PORT_BYTES_MAX:
+        raise ProtocolError(MEMORY, f"{where}: more than {PORT_BYTES_MAX >> 40} TiB for one VM port")
     block = max(about.st_blksize, linux.PAGE)
     length = -(-(region.offset + region.size) // block) * block
     try:
         address = linux.map_shared(region.fd, length)
     except OSError as error:
-        raise ProtocolError(
-            MEMORY, f"{where}: it cannot be mapped: {error.strerror}", MEMORY_REMEDY
-        ) from error
+        full = error.errno == errno.ENOMEM
+        remedy = "raise vm.max_map_count, or the memory limit of vmq" if full else MEMORY_REMEDY
+        raise ProtocolError(MEMORY, f"{where}: it cannot be mapped: {error.strerror}", remedy) from error
     return Mapping(region, address, length, address + region.offset)
 
 

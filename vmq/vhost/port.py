@@ -12,14 +12,12 @@ front-end that did harm (`hold`) has to wait.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from vmq.errors import ProtocolError
-from vmq.linux import listen
+from vmq.listener import Listener
 from vmq.vhost.connection import Connection, Owner
 from vmq.vhost.session import Offer
 
@@ -36,7 +34,7 @@ class Port:
         self.connection: Connection | None = None
         self.turned_away = 0
         self._group = group
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._open = False
         self._held_until = 0.0
@@ -53,8 +51,8 @@ class Port:
         """Make the socket; HostError when the path cannot be used."""
         self._open = True
         if self.mode == "listen":
-            self._listener = listen(self.where, self.path, self._group)
-            self._listen(self._listener)
+            self._listener = Listener(self.where, self.path, self._group)
+            self._listen(self._listener.sock)
         else:
             self._connect()
 
@@ -133,10 +131,8 @@ class Port:
         if self._retry is not None:
             self._retry.cancel()
         if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            asyncio.get_running_loop().remove_reader(self._listener.sock.fileno())
             self._listener.close()
             self._listener = None
-            with contextlib.suppress(OSError):
-                Path(self.path).unlink()
         if self.connection is not None:
             self.connection.close()
