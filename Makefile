@@ -46,15 +46,16 @@ demo: .venv/run.stamp  ## the whole thing on this machine, without root, NIC or 
 
 test: check test-unit hostile-tests root-tests  ## everything CI runs; as root it installs packages.debian and boots guests too
 
+# Two passes at a time: one processor interprets, the other compiles. What the first one says is shown when it is over.
 test-unit: .venv/dev.stamp  ## unit tests: interpreted with coverage, compiled with bounds checks, as released
 	@mkdir -p build
-	@echo "== interpreted: logic, narrow arithmetic, coverage"
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(UNIT) $(ARGS) $(COVERED)
+	@echo "== interpreted: logic, narrow arithmetic, coverage (its output follows)"
+	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest $(UNIT) $(ARGS) $(COVERED) >build/interpreted.log 2>&1 & \
+	interpreted=$$!; trap 'kill $$interpreted 2>/dev/null' INT TERM; failed=0; \
+	echo "== compiled, indices checked" && NUMBA_BOUNDSCHECK=1 $(PYTEST) $(UNIT) $(ARGS) $(KERNELS) && \
+	echo "== compiled, as released" && $(PYTEST) $(UNIT) $(ARGS) || failed=1; \
+	wait $$interpreted || failed=1; echo "== interpreted"; cat build/interpreted.log; exit $$failed
 	@$(BIN)/python -m coverage report
-	@echo "== compiled, indices checked"
-	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(UNIT) $(ARGS) $(KERNELS)
-	@echo "== compiled, as released"
-	$(PYTEST) $(UNIT) $(ARGS)
 
 # Hostile guests and front-ends against a real engine process: once with indices checked, once as released.
 hostile-tests: .venv/dev.stamp

@@ -20,7 +20,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, event, extending
+from numba.core.typing import templates
 
 if not INTERPRETED and not numba.config.CACHE_DIR:
     # Not through the environment: a child process with other flags or newer sources has a cache of its own.
@@ -47,9 +48,7 @@ if TYPE_CHECKING:
 else:
     int64 = np.int64
 
-# Numba's own annotations describe neither.
-intrinsic: Any = extending.intrinsic
-overload: Any = extending.overload
+overload: Any = extending.overload  # Numba's own annotations do not describe it
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Array = npt.NDArray[Any]
@@ -59,8 +58,28 @@ def kernel(function: Kernel) -> Kernel:
     """Compile `function` at its first call: without the GIL, cached on disk, NumPy's error model (no exceptions)."""
     if INTERPRETED:
         return function
-    compiled: Kernel = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    return compiled
+    compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    template = compiled.get_call_template
+    # A constant argument is a type of its own to Numba, and would be compiled once more with everything below it.
+    compiled.get_call_template = lambda args, kws: template(tuple(types.unliteral(one) for one in args), kws)
+    return cast("Kernel", compiled)
+
+
+def meaning(function: Callable[..., Any], *, prefer_literal: bool = False) -> Callable[[Kernel], Kernel]:
+    """What `function` is in compiled code: the decorated one gives (signature, LLVM generator) for types of arguments.
+
+    As numba.extending.intrinsic, but under the name of a function that Python can call too. An `overload` would do, and
+    be compiled as a function of its own for each combination of types: a third of all compilation.
+    """
+
+    def register(definition: Kernel) -> Kernel:
+        template = templates.make_intrinsic_template(
+            function, definition, function.__name__, prefer_literal=prefer_literal
+        )
+        templates.infer_global(function, types.Function(template))
+        return definition
+
+    return register
 
 
 def compile_for(function: Callable[..., Any], *arguments: str) -> None:
@@ -95,7 +114,7 @@ def at(address: int, count: int, dtype: Any) -> Array:
     return np.frombuffer((ctypes.c_char * size).from_address(int(address)), dtype)
 
 
-@intrinsic
+@meaning(at)
 def _at(typingctx: Any, address: Any, count: Any, dtype: Any) -> Any:
     array = types.Array(dtype.dtype, 1, "C")
 
@@ -112,11 +131,6 @@ def _at(typingctx: Any, address: Any, count: Any, dtype: Any) -> Any:
     return array(types.intp, types.intp, dtype), generate
 
 
-overload(at)(
-    lambda address, count, dtype: lambda address, count, dtype: _at(np.intp(address), np.intp(count), dtype)
-)
-
-
 def peek(address: int, dtype: Any) -> Any:
     """One item of private memory at any address, aligned or not."""
     return at(address, 1, dtype)[0]
@@ -127,7 +141,7 @@ def poke(address: int, dtype: Any, value: Any) -> None:
     at(address, 1, dtype)[0] = value
 
 
-@intrinsic
+@meaning(peek)
 def _peek(typingctx: Any, address: Any, dtype: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = builder.inttoptr(values[0], context.get_data_type(dtype.dtype).as_pointer())
@@ -136,7 +150,7 @@ def _peek(typingctx: Any, address: Any, dtype: Any) -> Any:
     return dtype.dtype(types.intp, dtype), generate
 
 
-@intrinsic
+@meaning(poke)
 def _poke(typingctx: Any, address: Any, dtype: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = builder.inttoptr(values[0], context.get_data_type(dtype.dtype).as_pointer())
@@ -144,12 +158,6 @@ def _poke(typingctx: Any, address: Any, dtype: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, dtype, value), generate
-
-
-overload(peek)(lambda address, dtype: lambda address, dtype: _peek(np.intp(address), dtype))
-overload(poke)(
-    lambda address, dtype, value: lambda address, dtype, value: _poke(np.intp(address), dtype, value)
-)
 
 
 def address_of(array: Array) -> int:
@@ -175,7 +183,7 @@ def copy(to: int, source: int, count: int) -> None:
     ctypes.memmove(int(to), int(source), int(count))
 
 
-@intrinsic
+@meaning(copy)
 def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
@@ -186,16 +194,11 @@ def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
     return types.void(types.intp, types.intp, types.intp), generate
 
 
-overload(copy)(
-    lambda to, source, count: lambda to, source, count: _copy(np.intp(to), np.intp(source), np.intp(count))
-)
-
-
 def prefetch(address: int, write: int) -> None:
     """Hint that the cache line of `address` is soon read (0) or written (1); any address will do."""
 
 
-@intrinsic
+@meaning(prefetch, prefer_literal=True)
 def _prefetch(typingctx: Any, address: Any, write: Any) -> Any:
     if not isinstance(write, types.IntegerLiteral):
         return None
@@ -209,11 +212,6 @@ def _prefetch(typingctx: Any, address: Any, write: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, write), generate
-
-
-overload(prefetch, prefer_literal=True)(
-    lambda address, write: lambda address, write: _prefetch(np.intp(address), write)
-)
 
 
 # --- ordered access: (array, index) or (record, "field") -----------------------------------------------------
@@ -274,13 +272,14 @@ def _loader(ordering: str) -> Any:
 
         return (kind(place, key), generate) if kind else None
 
-    return intrinsic(prefer_literal=True)(typing)
+    return typing
 
 
-_load_once, _load_acquire = _loader("monotonic"), _loader("acquire")
+meaning(load_once, prefer_literal=True)(_loader("monotonic"))
+meaning(load_acquire, prefer_literal=True)(_loader("acquire"))
 
 
-@intrinsic(prefer_literal=True)
+@meaning(store_release, prefer_literal=True)
 def _store_release(typingctx: Any, place: Any, key: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer, item = _pointer(context, builder, signature, values)
@@ -291,7 +290,7 @@ def _store_release(typingctx: Any, place: Any, key: Any, value: Any) -> Any:
     return types.void(place, key, value), generate
 
 
-@intrinsic(prefer_literal=True)
+@meaning(atomic_or, prefer_literal=True)
 def _atomic_or(typingctx: Any, place: Any, key: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer, item = _pointer(context, builder, signature, values)
@@ -303,32 +302,13 @@ def _atomic_or(typingctx: Any, place: Any, key: Any, value: Any) -> Any:
     return types.void(place, key, value), generate
 
 
-@intrinsic
+@meaning(fence)
 def _fence(typingctx: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-overload(load_once, prefer_literal=True)(lambda place, key: lambda place, key: _load_once(place, key))
-
-
-overload(load_acquire, prefer_literal=True)(lambda place, key: lambda place, key: _load_acquire(place, key))
-
-
-overload(store_release, prefer_literal=True)(
-    lambda place, key, value: lambda place, key, value: _store_release(place, key, value)
-)
-
-
-overload(atomic_or, prefer_literal=True)(
-    lambda place, key, value: lambda place, key, value: _atomic_or(place, key, value)
-)
-
-
-overload(fence)(lambda: lambda: _fence())
 
 
 # --- system calls ------------------------------------------------------------------------------------------

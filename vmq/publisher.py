@@ -60,6 +60,7 @@ class PortEntry:
     macs: tuple[int, ...]
     frame_max: int
     spoof_check: bool = True
+    storm_limit: int = 0  # broadcast and multicast frames a second; 0: any number
     learn: tuple[tuple[int, int], ...] = ()  # (mask, value)
     learn_left: int = 0
     regions: tuple[tuple[int, int, int], ...] = ()  # (guest, size, host), sorted
@@ -85,6 +86,8 @@ class Segment:
             "ring_state": (state.ring_state, 2 * state.MAX_QUEUES),
             "lane_state": (state.lane_state, state.MAX_LANES),
             "port_state": (state.port_state, state.MAX_VPORTS),
+            "misses": (state.near_miss, worker_count * state.MAX_VPORTS),
+            "strangers": (state.stranger, worker_count * state.STRANGERS),
             "rings": (np.dtype(np.int64), state.HANDOVER_RINGS),
             "mappings": (state.mapping, state.MAX_MAPPINGS),
         }
@@ -172,6 +175,11 @@ def _filters(ports: Iterable[PortEntry]) -> tuple[Rows, Rows, Rows]:
         groups[index] = (first, len(numbers))
         first += len(numbers)
         keys.append((MAC_BROADCAST, vlan, uplink, index))
+    return _table(keys), groups, members
+
+
+def _table(keys: list[tuple[int, int, int, int]]) -> Rows:
+    """Hash table of (MAC, VLAN id, uplink) → value, at most half full; the first of equal keys is found."""
     size = 1 << max(3, (2 * len(keys)).bit_length())
     buckets = np.zeros(size, state.bucket)
     buckets["key"] = state.KEY_EMPTY
@@ -183,7 +191,7 @@ def _filters(ports: Iterable[PortEntry]) -> tuple[Rows, Rows, Rows]:
             slot = (slot + 1) % size
         taken[slot] = True
         buckets[slot] = (key, uplink, value)
-    return buckets, groups, members
+    return buckets
 
 
 class _Builder:
@@ -212,16 +220,18 @@ class _Builder:
             self._rings(port)
             region, learn = region + len(port.regions), learn + len(port.learn)
         buckets, groups, members = _filters(self.ports)
+        near = _table([(mac, 0, port.uplink, port.number) for port in self.ports for mac in port.macs])
         jobs, polls, own_lanes = self._jobs()
         arrays = {
             "vports": self.vports, "queues": self.queues, "virtqueues": self.virtqueues, "regions": self.regions,
-            "buckets": buckets, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
+            "buckets": buckets, "near_buckets": near, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
             "jobs": jobs, "polls": polls, "own_lanes": own_lanes,
         }  # fmt: skip
         largest = max([int(count) for count in groups["count"]], default=1)
         header = {
             "epoch": epoch, "vport_count": len(self.vports), "queue_count": len(self.queues),
-            "region_count": len(self.regions), "bucket_mask": len(buckets) - 1, "group_count": len(groups),
+            "region_count": len(self.regions), "bucket_mask": len(buckets) - 1, "near_mask": len(near) - 1,
+            "group_count": len(groups),
             "member_count": len(members), "learn_count": len(self.learns), "lane_count": len(self.lanes),
             "poll_count": len(polls), "own_lane_count": len(own_lanes),
             "frame_limit": min(state.FRAMES, state.DELIVERIES // max(largest, 1)),
@@ -247,6 +257,7 @@ class _Builder:
         row["frame_max"] = port.frame_max
         row["learn_first"], row["learn_count"], row["learn_left"] = learn, len(port.learn), port.learn_left
         row["spoof_check"] = port.spoof_check
+        row["storm_gap"] = 10**9 // port.storm_limit if port.storm_limit else 0
         row["first_lane"] = self.first_lane[port.uplink]
         for index, (guest, size, host) in enumerate(port.regions):
             self.regions[region + index] = (guest, size, host, port.number)

@@ -89,6 +89,9 @@ class Worker:
             place += (size + 63) & ~63
         at(int(self.row["todo"]), state.MAX_QUEUES, state.todo)["first"] = state.NONE
         self.row["index"], self.row["engine"] = index, segment.address
+        self.misses = segment.rows["misses"][index * state.MAX_VPORTS : (index + 1) * state.MAX_VPORTS]
+        self.strangers = segment.rows["strangers"][index * state.STRANGERS : (index + 1) * state.STRANGERS]
+        self.row["misses"], self.row["strangers"] = address_of(self.misses), address_of(self.strangers)
         self.row["epoll_fd"], self.row["doorbell_fd"] = self.epoll.fileno(), self.doorbell
         self._seen_events = 0
         self._thread = threading.Thread(target=self._run, name=f"vmq-cpu{cpu}", daemon=True)

@@ -291,6 +291,7 @@ class Vm:
         regions: Sequence[tuple[int, int]] = ((0x10000, 1 << 18),),
         frame_max: int = 1514,
         spoof_check: bool = True,
+        storm_limit: int = 0,
         learn: Sequence[tuple[int, int]] = (),
         learn_left: int = 0,
     ) -> None:
@@ -304,7 +305,7 @@ class Vm:
             for _ in workers
         ]
         self.to_guest, self.from_guest = self.queues[0]
-        self.frame_max, self.spoof_check = frame_max, spoof_check
+        self.frame_max, self.spoof_check, self.storm_limit = frame_max, spoof_check, storm_limit
         self.learn, self.learn_left = learn, learn_left
         self.present = True
         self.num_buffers: list[int] = []
@@ -320,6 +321,7 @@ class Vm:
             macs=tuple(self.macs),
             frame_max=self.frame_max,
             spoof_check=self.spoof_check,
+            storm_limit=self.storm_limit,
             learn=tuple(self.learn),
             learn_left=self.learn_left,
             regions=self.memory.table(),

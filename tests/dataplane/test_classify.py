@@ -261,3 +261,55 @@ def test_deliveries_of_one_queue_are_in_the_order_of_the_burst():
             wanted = (bytes.fromhex(mac.replace(":", "")), b"\xff" * 6)
             assert vm.received() == [data for data in burst if data[:6] in wanted]
             assert int(vm.books()["indications"]) == 1
+
+
+# --- near misses -------------------------------------------------------------------------------------------------
+
+
+def test_the_right_address_in_the_wrong_vlan_is_counted_at_its_port_with_the_vlan_seen():
+    """From the wire and from a neighbour; a frame that arrives is no miss."""
+    with Rig() as rig:
+        wire = rig.uplink(frames=[frame(A, D, vlan=5), frame(A, D, vlan=7), frame(A, D), frame(A, D, vlan=9)], laps=1)
+        vm = rig.vm(A, uplink=wire, vlan=9)
+        vm.post(4, 128)
+        lonely, other = rig.vm(B), rig.vm(C, vlan=3)
+        rig.publish()
+        lonely.send(frame(C, B))
+        rig.step()
+        rig.step()
+        missed = rig.workers[0].misses
+        assert [int(missed[vm.number][name]) for name in ("wrong_vlan", "seen_vlan")] == [3, 0]
+        assert [int(missed[other.number][name]) for name in ("wrong_vlan", "seen_vlan")] == [1, 0]
+        assert not missed[lonely.number]["wrong_vlan"]
+        assert len(vm.received()) == 1
+        assert not rig.workers[0].strangers["count"].any()
+
+
+def test_addresses_that_nobody_has_are_kept_by_how_often_they_are_seen():
+    """Few rows: a new one takes the place of the rarest, so whoever is frequent stays."""
+    rare = [mac_text(0x0200_0000_0000 + (number << 8)) for number in range(40)]
+    frames = [frame(to, D) for number in range(40) for to in (NOBODY, rare[number], NOBODY)]
+    with Rig() as rig:
+        rig.uplink(frames=frames, laps=1)
+        rig.publish()
+        for _ in range(3):
+            rig.step()
+        rows = rig.workers[0].strangers
+        counts = {int(row["mac"]): int(row["count"]) for row in rows}
+        assert len(counts) == state.STRANGERS
+        assert counts[mac_number(NOBODY)] == 80
+        assert sum(counts.values()) == 120
+
+
+def test_a_station_that_sends_from_the_address_of_a_vm_is_counted():
+    """Broadcast and multicast only: those every station sends, and they cost no other frame a search."""
+    with Rig() as rig:
+        wire = rig.uplink(frames=[frame(BROADCAST, A), frame(MULTICAST, A), frame(BROADCAST, D), frame(B, A)], laps=1)
+        vm, other = rig.vm(A, uplink=wire), rig.vm(B, uplink=wire)
+        for one in (vm, other):
+            one.post(8, 128)
+        rig.publish()
+        vm.send(frame(BROADCAST, A))
+        rig.step()
+        rig.step()
+        assert [int(rig.workers[0].misses[one.number]["duplicate"]) for one in (vm, other)] == [2, 0]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.dataplane.rig import (
     BROADCAST,
     HEADER,
+    LINK_LOCAL,
     MULTICAST,
     NOBODY,
     A,
@@ -223,6 +225,40 @@ def test_a_spoofed_source_is_dropped_and_reported_once(source):
         receiver.send(frame(C, B))
         rig.step()
         assert neighbour.received() == [frame(C, B)]
+
+
+def test_a_storm_is_cut_to_its_limit_and_a_burst_and_unicast_is_none():
+    """H15.13: 64 frames at once, then one each time that the rate allows."""
+    with Rig() as rig:
+        sender, receiver = rig.vm(A, size=256, storm_limit=1), rig.vm(B, size=256)
+        receiver.post(200, 128)
+        for to in [BROADCAST] * 70 + [MULTICAST, B, LINK_LOCAL]:
+            sender.send(frame(to, A))
+        rig.publish()
+        for _ in range(2):
+            rig.step()
+        assert len(receiver.received()) == state.BURST + 2  # at once a burst and one; the unicast frame
+        assert sender.sent_drops() == {"from_guest_storm": 7}
+        health = rig.segment.rows["port_state"][sender.number]
+        assert int(health["storm_due"]) > time.monotonic_ns()
+        health["storm_due"] -= 3 * 10**9
+        for _ in range(5):
+            sender.send(frame(BROADCAST, A))
+        rig.step()
+        assert len(receiver.received()) == 3
+
+
+def test_without_a_limit_broadcasts_are_not_counted():
+    with Rig() as rig:
+        sender, receiver = rig.vm(A, size=256), rig.vm(B, size=256)
+        receiver.post(200, 128)
+        for _ in range(100):
+            sender.send(frame(BROADCAST, A))
+        rig.publish()
+        for _ in range(2):
+            rig.step()
+        assert len(receiver.received()) == 100
+        assert int(rig.segment.rows["port_state"][sender.number]["storm_due"]) == 0
 
 
 def test_without_the_check_any_unicast_source_is_let_in_and_nothing_is_reported():

@@ -30,6 +30,7 @@ COLUMNS = {
     "filters": "mac vlan uplink vm queue source",
     "uplinks": "name kind device state mtu lanes membership frames_from_wire bytes_from_wire frames_to_wire "
     "bytes_to_wire drops",
+    "misses": "kind mac vlan uplink vm count remedy",
     "processors": "cpu state thread vms queues bursts sleeps wakeups busy_ratio why",
 }
 CLEAR = "\x1b[H\x1b[2J"

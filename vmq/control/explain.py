@@ -31,6 +31,7 @@ from vmq.abi.ethernet import (
     mac_number,
     mac_text,
 )
+from vmq.control.misses import of_vm
 from vmq.control.views import drops, last_error
 from vmq.dataplane import state
 from vmq.engine.engine import Engine
@@ -281,6 +282,10 @@ def _near_misses(engine: Engine, question: Question, vid: int, decision: Decisio
         decision.steps.append(
             f"near miss: VM {vm.name} has this address in {_segment(vm.config.uplink, own)}"
         )
+        seen = of_vm(vm)
+        if seen.wrong_vlan:
+            tag = f"VLAN {seen.seen_vlan}" if seen.seen_vlan else "no VLAN"
+            decision.steps.append(f"so far {seen.wrong_vlan} frames to {vm.name} came so, the last in {tag}")
         if vm.config.uplink == uplink:
             ours = f"set vlan of [vm.{vm.name}] to {vid}" if vid else f"leave vlan out of [vm.{vm.name}]"
             decision.remedy = f"{ours}, or send " + (f"in VLAN {own}" if own else "untagged")
@@ -364,6 +369,8 @@ def _behind(vm: Vm, why: str) -> Iterator[str]:
     """What stands behind a decision for a VM."""
     cpu = vm.engine.workers[vm.worker].cpu
     yield f"VM {vm.name}: {vm.state}, receive queue 0 on processor {cpu}" + (f"; {why}" if why else "")
+    if duplicate := of_vm(vm).duplicate:
+        yield f"VM {vm.name}: somebody on the wire sends from its address, {duplicate} frames so far"
     counted = drops(vm.queue_rows()["to_guest_drops"])
     if counted:
         listed = ", ".join(f"{name} {number}" for name, number in counted.items())

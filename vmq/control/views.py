@@ -16,6 +16,7 @@ import numpy as np
 
 from vmq.abi import virtio
 from vmq.abi.ethernet import mac_text
+from vmq.control.misses import misses
 from vmq.dataplane import state
 from vmq.engine.engine import Engine
 from vmq.engine.vm import Vm
@@ -80,6 +81,7 @@ def vm_row(vm: Vm) -> Row:
         "vlan": vm.config.vlan,
         "learned": [mac_text(mac) for mac in vm.learned],
         "processors": [worker.cpu],
+        "why": vm.engine.places[vm.name].why,
         "queue_pairs": vm.config.queue_pairs,
         "queues_running": len(vm.running),
         "mtu": vm.mtu,
@@ -194,8 +196,12 @@ def show(engine: Engine, what: str) -> list[Row]:
         return [uplink_row(engine, name) for name in engine.uplinks]
     if what == "processors":
         return [processor_row(engine, worker) for worker in engine.workers]
+    if what == "misses":
+        return misses(engine)
     raise ApiError(
-        "NOT_FOUND", f"nothing called {what!r} to show", "one of vms, queues, filters, uplinks, processors"
+        "NOT_FOUND",
+        f"nothing called {what!r} to show",
+        "one of vms, queues, filters, uplinks, processors, misses",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vmq.abi.ethernet import LINK_LOCAL_MASK, LINK_LOCAL_VALUE, MAC_BROADCAST, MAC_GROUP_BIT
+from vmq.abi.ethernet import ETH_ALEN, LINK_LOCAL_MASK, LINK_LOCAL_VALUE, MAC_BROADCAST, MAC_GROUP_BIT
 from vmq.dataplane.state import (
     DEFAULT_QUEUE,
     DELIVERIES,
@@ -24,15 +24,19 @@ from vmq.dataplane.state import (
     HASH_MASK,
     LINK_LOCAL,
     MAX_QUEUES,
+    MAX_VPORTS,
     NO_FILTER,
     NONE,
     OWN_ADDRESS,
+    STRANGERS,
     VID_SHIFT,
     account,
     bucket,
     delivery,
     frame,
     group,
+    near_miss,
+    stranger,
     todo,
     vport,
 )
@@ -53,11 +57,9 @@ def slot_of(key: int, uplink: int, mask: int) -> int:
 
 
 @kernel
-def lookup(t: Any, mac: int, vid: int, uplink: int) -> int:
-    """VM port (for the broadcast address: group) of a filter, or NONE."""
-    mask = int64(t["bucket_mask"])
-    table = at(t["buckets"], mask + 1, bucket)
-    key = mac | (vid << VID_SHIFT)
+def search(address: int, mask: int, key: int, uplink: int) -> int:
+    """Value of a key in the hash table at `address`, or NONE."""
+    table = at(address, mask + 1, bucket)
     slot = slot_of(key, uplink, mask)
     while True:
         row = table[slot]
@@ -67,6 +69,12 @@ def lookup(t: Any, mac: int, vid: int, uplink: int) -> int:
         if held < 0:
             return NONE
         slot = (slot + 1) & mask
+
+
+@kernel
+def lookup(t: Any, mac: int, vid: int, uplink: int) -> int:
+    """VM port (for the broadcast address: group) of a filter, or NONE."""
+    return search(int64(t["buckets"]), int64(t["bucket_mask"]), mac | (vid << VID_SHIFT), uplink)
 
 
 @kernel
@@ -95,6 +103,47 @@ def note(w: Any, frame_index: int, queue: int) -> None:
     lists[queue]["last"] = index
     lists[queue]["count"] += 1
     w["delivery_count"] = index + 1
+
+
+@kernel
+def remember(w: Any, mac: int, vid: int, uplink: int) -> None:
+    """Count an address that no filter names. Few rows hold those seen most often: a new one takes the rarest's place,
+    and its count plus one, so a count is too high by that at most ("space saving")."""
+    rows = at(w["strangers"], STRANGERS, stranger)
+    rarest = int64(0)
+    for index in range(STRANGERS):
+        row = rows[index]
+        if row["count"] > 0 and row["mac"] == mac and row["vid"] == vid and row["uplink"] == uplink:
+            row["count"] += 1
+            return
+        if row["count"] < rows[rarest]["count"]:
+            rarest = int64(index)
+    rows[rarest]["mac"] = mac
+    rows[rarest]["vid"] = vid
+    rows[rarest]["uplink"] = uplink
+    rows[rarest]["count"] += 1
+
+
+@kernel
+def note_miss(t: Any, w: Any, row: Any, mac: int) -> None:
+    """A unicast frame that nobody gets: its address belongs to a VM port of another VLAN, or to nobody."""
+    uplink = int64(row["uplink"])
+    owner = search(int64(t["near_buckets"]), int64(t["near_mask"]), mac, uplink)
+    if owner < 0:
+        remember(w, mac, int64(row["vid"]), uplink)
+        return
+    miss = at(w["misses"], MAX_VPORTS, near_miss)[owner]
+    miss["wrong_vlan"] += 1
+    miss["seen_vlan"] = row["vid"]
+
+
+@kernel
+def note_duplicate(t: Any, w: Any, row: Any) -> None:
+    """A frame from the wire that a VM of ours seems to have sent: somebody there has its address."""
+    mac = mac_at(row["address"] + ETH_ALEN)
+    owner = NONE if mac & MAC_GROUP_BIT else lookup(t, mac, int64(row["vid"]), int64(row["uplink"]))
+    if owner >= 0:
+        at(w["misses"], MAX_VPORTS, near_miss)[owner]["duplicate"] += 1
 
 
 @kernel
@@ -129,6 +178,8 @@ def steer(t: Any, w: Any, index: int, has_uplink: int, forward_link_local: int) 
             count_drop(row["account"], LINK_LOCAL)
             return
         copies = flood(t, w, index, row)
+        if not from_guest:
+            note_duplicate(t, w, row)
         outgoing = from_guest and has_uplink != 0
     else:
         target = lookup(t, mac, int64(row["vid"]), int64(row["uplink"]))
@@ -139,6 +190,8 @@ def steer(t: Any, w: Any, index: int, has_uplink: int, forward_link_local: int) 
             note(w, index, at(t["vports"], t["vport_count"], vport)[target]["first_queue"])
             copies = int64(1)
         outgoing = target < 0 and from_guest and has_uplink != 0
+        if target < 0 and not outgoing:
+            note_miss(t, w, row, mac)
     if outgoing:
         at(w["outgoing"], FRAMES, np.int64)[w["outgoing_count"]] = index
         w["outgoing_count"] += 1

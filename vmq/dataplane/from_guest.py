@@ -27,6 +27,7 @@ from vmq.abi.ethernet import (
 )
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr
 from vmq.dataplane.classify import lookup, mac_at
+from vmq.dataplane.clock import now
 from vmq.dataplane.memory import drain
 from vmq.dataplane.ports import report
 from vmq.dataplane.split import head_at, walk
@@ -41,6 +42,7 @@ from vmq.dataplane.state import (
     FROM_GUEST_SHORT,
     FROM_GUEST_SOURCE,
     FROM_GUEST_SPOOFED,
+    FROM_GUEST_STORM,
     FROM_GUEST_TOO_LONG,
     FROM_GUEST_VLAN,
     HEAD,
@@ -135,6 +137,21 @@ def check_source(t: Any, w: Any, port: Any, number: int, row: Any) -> int:
 
 
 @kernel
+def check_storm(w: Any, port: Any, number: int, row: Any) -> int:
+    """The limit of broadcast and multicast frames a second: ADMITTED, or -1 - drop. A burst of BURST is let through."""
+    gap = int64(port["storm_gap"])
+    if gap == 0 or not mac_at(row["address"]) & MAC_GROUP_BIT:
+        return ADMITTED
+    state = at(at(w["engine"], 1, engine)[0]["port_state"], MAX_VPORTS, port_state)[number]
+    time = now(w)
+    due = max(int64(state["storm_due"]), time - BURST * gap)
+    if due > time:
+        return -1 - FROM_GUEST_STORM
+    state["storm_due"] = due + gap
+    return ADMITTED
+
+
+@kernel
 def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int) -> int:
     """Make `row` of the chain pieces[first:end]: ADMITTED, or -1 - drop."""
     pieces = at(w["pieces"], PIECES, piece)
@@ -164,7 +181,8 @@ def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int)
         return outcome
     if row["length"] > port["frame_max"]:
         return -1 - FROM_GUEST_TOO_LONG
-    return check_source(t, w, port, number, row)
+    outcome = check_source(t, w, port, number, row)
+    return outcome if outcome != ADMITTED else check_storm(w, port, number, row)
 
 
 @kernel

@@ -36,6 +36,7 @@ ARENA = 1 << 20  # segments of super-frames of one round
 FRAME_MAX = 65535 + 14 + 4  # the longest frame of any kind, tag included
 EVENTS = 1024  # rows of a worker's ring of events for control
 GAP_PARTS = 64  # a nanosecond of paced replay has so many parts
+STRANGERS = 16  # addresses without a filter that a worker keeps count of
 READY = 64  # descriptors one wait may report
 BATCH_BINS = 8  # 1, 2-3, 4-7, … frames an indication
 
@@ -70,6 +71,7 @@ DROPS: tuple[tuple[str, str], ...] = (
     ("from_guest_source", "the source address is zero or a group address"),
     ("from_guest_spoofed", "the source address is not one of the VM's filters (spoof_check)"),
     ("from_guest_vlan", "the frame carries a VLAN tag that this VM port does not accept"),
+    ("from_guest_storm", "the guest sends more broadcast and multicast frames a second than its storm_limit"),
     ("from_guest_disabled", "the guest sent on a ring that its driver has disabled"),
     ("own_address", "the destination is the sender itself"),
     ("no_filter", "no receive filter names the destination, and there is no uplink to send it to"),
@@ -103,6 +105,7 @@ DROP_COUNT = 32  # columns of the counters; room for the names to come
     FROM_GUEST_SOURCE,
     FROM_GUEST_SPOOFED,
     FROM_GUEST_VLAN,
+    FROM_GUEST_STORM,
     FROM_GUEST_DISABLED,
     OWN_ADDRESS,
     NO_FILTER,
@@ -149,6 +152,7 @@ tables = rows(
     ("virtqueues", i64),  # 2 * queue_count rows
     ("regions", i64), ("region_count", i64),
     ("buckets", i64), ("bucket_mask", i64),
+    ("near_buckets", i64), ("near_mask", i64),  # the same addresses whatever their VLAN, for near misses
     ("groups", i64), ("group_count", i64),
     ("members", i64), ("member_count", i64),  # i64 numbers of VM ports, group after group
     ("learns", i64), ("learn_count", i64),
@@ -169,6 +173,7 @@ vport = rows(
     ("frame_max", i64),  # bytes, without tag
     ("learn_first", i64), ("learn_count", i64), ("learn_left", i64),
     ("spoof_check", i64),
+    ("storm_gap", i64),  # ns from one broadcast or multicast frame of the guest to the next; 0: any number
     ("first_lane", i64),  # lane of worker 0 on its uplink; NONE without
 )  # fmt: skip
 
@@ -248,6 +253,8 @@ engine = rows(  # control, before the first worker starts; `tables` and `stop` l
     ("ring_state", i64),
     ("lane_state", i64),
     ("port_state", i64),
+    ("misses", i64),  # near_miss rows, worker after worker
+    ("strangers", i64),  # stranger rows, worker after worker
     ("rings", i64),  # i64 addresses of hand-over rings: handover.ring_of
     ("mappings", i64),  # `mapping` rows of all guest memory, for the SIGBUS handler
 )
@@ -266,6 +273,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("claims", i64), ("chains", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
     ("ready", i64), ("clock", i64),
     ("events", i64), ("event_head", i64),
+    ("misses", i64), ("strangers", i64),  # near_miss rows of all VM ports, stranger rows: this worker's own
     ("frame_count", i64), ("piece_count", i64), ("delivery_count", i64), ("touched_count", i64),
     ("outgoing_count", i64), ("arena_used", i64), ("total", i64), ("claim_count", i64),
     ("steps_left", i64),  # of STEPS
@@ -297,7 +305,16 @@ ring_state = rows(  # the worker while the virtqueue runs, control otherwise
 port_state = rows(  # any worker that serves the port; control clears
     ("fault", i64),
     ("spoofed", i64),  # the last source address refused by the spoof check
+    ("storm_due", i64),  # when the next broadcast or multicast frame is due, ns
 )
+
+near_miss = layout(  # one row a worker and VM port: the worker; frames that it nearly got, or should not have sent
+    32,
+    ("wrong_vlan", i64), ("seen_vlan", i64),  # to one of its addresses in another VLAN; the last one
+    ("duplicate", i64),  # broadcast or multicast from the wire with its source address
+    ("spare", i64),
+)  # fmt: skip
+stranger = layout(32, ("mac", i64), ("vid", i64), ("uplink", i64), ("count", i64))  # count 0: free
 
 lane_state = rows(  # the worker of the lane
     ("cursor", i64), ("lap", i64), ("pending", i64),  # replay

@@ -118,6 +118,7 @@ class Vm:
             macs=self.macs,
             frame_max=self.mtu + ETH_HLEN,
             spoof_check=self.config.spoof_check,
+            storm_limit=self.config.storm_limit,
             learn=learn,
             learn_left=max(self.config.learn_max - len(self.learned), 0) if learn else 0,
             regions=self._regions,

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from vmq import linux
 from vmq.worker import Worker
 
-INTERVAL = 0.02  # seconds
+INTERVAL = 0.05  # seconds; a look costs some 50 µs
 
 
 class Watchdog:

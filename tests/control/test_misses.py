@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Near misses, in words: each kind with its count and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.running import MACS, NO_FRAMES, Running, frame, until
+from vmq.control.explain import explain
+from vmq.control.misses import misses, of_vm
+
+NOBODY = "52:54:00:00:00:99"
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    with Running(tmp_path) as one:
+        one.configure({"lan": NO_FRAMES}, a=one.vm("a", 1), b=one.vm("b", 2, vlan=7), c=one.vm("c", 3, uplink="lan"))
+        yield one
+
+
+def test_each_kind_of_miss_has_a_row_with_its_remedy(running: Running) -> None:
+    with running.guest("a") as a:
+        a.send([frame(MACS[1], a.mac)] * 2 + [frame(NOBODY, a.mac)] * 3 + [frame(MACS[1], NOBODY)])
+        assert a.sent()
+        until(lambda: running.show("vms", "a")["drops"] == {"no_filter": 5, "from_guest_spoofed": 1})
+    rows = {row["kind"]: row for row in running.do(misses, running.engine)}
+    assert rows["wrong_vlan"] == {
+        "kind": "wrong_vlan", "vm": "b", "uplink": None, "mac": MACS[1], "vlan": None, "count": 2,
+        "remedy": "leave vlan out of [vm.b], or send in VLAN 7",
+    }  # fmt: skip
+    assert (rows["unknown_mac"]["mac"], rows["unknown_mac"]["count"], rows["unknown_mac"]["vm"]) == (NOBODY, 3, None)
+    assert (rows["spoofed_source"]["vm"], rows["spoofed_source"]["mac"], rows["spoofed_source"]["count"]) == (
+        "a",
+        NOBODY,
+        1,
+    )
+    assert "duplicate_mac" not in rows
+
+
+def test_counts_of_all_processors_are_added_up_and_the_last_vlan_is_of_the_one_that_saw_most(running: Running) -> None:
+    vm = running.engine.vms["c"]
+    row = running.engine.workers[0].misses[vm.number]
+    row["wrong_vlan"], row["seen_vlan"], row["duplicate"] = 4, 12, 9
+    assert of_vm(vm) == (4, 12, 9)
+    rows = {one["kind"]: one for one in running.do(misses, running.engine)}
+    assert rows["wrong_vlan"]["remedy"] == "set vlan = 12 for [vm.c], or send untagged"
+    assert (rows["duplicate_mac"]["count"], rows["duplicate_mac"]["uplink"]) == (9, "lan")
+
+
+def test_explain_uses_them(running: Running) -> None:
+    """Why does my VM get nothing."""
+    vm = running.engine.vms["c"]
+    row = running.engine.workers[0].misses[vm.number]
+    row["wrong_vlan"], row["seen_vlan"], row["duplicate"] = 4, 12, 9
+    told = running.do(explain, running.engine, {"mac": MACS[2], "vlan": 12, "uplink": "lan"})
+    assert "so far 4 frames to c came so, the last in VLAN 12" in told["steps"]
+    told = running.do(explain, running.engine, {"mac": MACS[2], "uplink": "lan"})
+    assert "VM c: somebody on the wire sends from its address, 9 frames so far" in told["steps"]
+
+
+def test_a_new_vm_begins_without_misses(running: Running) -> None:
+    vm = running.engine.vms["c"]
+    running.engine.workers[0].misses[vm.number]["wrong_vlan"] = 4
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", 1))
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", 1), c=running.vm("c", 3, uplink="lan"))
+    assert of_vm(running.engine.vms["c"]) == (0, 0, 0)
