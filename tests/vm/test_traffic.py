@@ -106,6 +106,17 @@ def test_two_guests_of_one_vlan_hear_each_other_and_see_no_tag(lan: Lan) -> None
     assert {name: lan.engine.show("vms")[name]["drops"] for name in ("a30", "b30")} == before
 
 
+# The families of libiscsi's suite that only read. LIO compares nothing in VERIFY and keeps no reservation key, so those
+# two families say nothing about the way there.
+HARMLESS = (
+    *(f"SCSI.{name}" for name in ("TestUnitReady", "Inquiry", "Mandatory", "ModeSense6", "ReportSupportedOpcodes")),
+    *(f"SCSI.{name}" for name in ("Read6", "Read10", "Read12", "Read16", "ReadCapacity10", "ReadCapacity16")),
+    *(f"SCSI.{name}" for name in ("GetLBAStatus", "ReadDefectData10", "ReadDefectData12", "StartStopUnit")),
+    *(f"SCSI.{name}" for name in ("Prefetch10", "Prefetch16", "NoMedia", "ReadOnly", "PrinReportCapabilities")),
+    *(f"iSCSI.{name}" for name in ("iSCSIcmdsn", "iSCSIdatasn")),
+)
+
+
 def test_iscsi_target_in_the_guest_serves_an_initiator_on_the_host(lan: Lan) -> None:
     """LIO in the guest, libiscsi's tools on the host: inquiry, capacity, and the harmless tests of its suite."""
     recipes.iscsi_target(lan.a, "10.0.0.1")
@@ -113,12 +124,13 @@ def test_iscsi_target_in_the_guest_serves_an_initiator_on_the_host(lan: Lan) -> 
 
     assert "LIO-ORG" in lan.host.run("iscsi-inq", url)
     assert "RETURNED" in lan.host.run("iscsi-readcapacity16", url).upper()
-    suite = lan.host.run("iscsi-test-cu", "--test=SCSI.TestUnitReady.*", url, timeout=120, check=False)
-    summary = re.search(r"^\s*tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", suite, re.MULTILINE)
-    assert summary is not None, suite
-    _total, run, passed, failed = map(int, summary.groups())
-    assert run >= 1, suite
-    assert (passed, failed) == (run, 0), suite
+    for family in HARMLESS:  # of several --test options only the last one counts
+        suite = lan.host.run("iscsi-test-cu", f"--test={family}.*", url, timeout=120, check=False)
+        summary = re.search(r"^\s*tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", suite, re.MULTILINE)
+        assert summary is not None, suite
+        _total, run, passed, failed = map(int, summary.groups())
+        assert run >= 1, suite
+        assert (passed, failed) == (run, 0), suite
 
 
 def test_iscsi_disk_of_the_guest_reads_back_what_the_other_guest_wrote(lan: Lan) -> None:
