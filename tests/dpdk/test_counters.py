@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine and DPDK's driver count the same: each frame once, in both directions, by size and by kind of address."""
+"""The engine and DPDK's driver count the same: each frame once, in both directions, by size and by kind of address (L6)."""
 
 from __future__ import annotations
 

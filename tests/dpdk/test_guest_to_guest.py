@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPDK's virtio driver at both ends: what one guest sends reaches the other byte for byte, in order, both ways.
+"""DPDK's virtio driver at both ends: what one guest sends reaches the other byte for byte, in order, both ways (L5.1).
 
 The engine sees frames of every size on every path of the driver that split virtqueues have; net_pcap supplies and
 stores them, and a plain reader compares the files.

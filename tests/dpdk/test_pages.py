@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest memory of hugepages: the engine needs none itself, and serves what a front-end brings.
+"""Guest memory of hugepages: the engine needs none itself, and serves what a front-end brings (L7).
 
 Memory of 4 KiB pages is what all other tests of this folder use.
 """

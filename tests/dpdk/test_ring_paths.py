@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every path of DPDK's driver, wire to guest to wire, across stops and starts of the guest's port.
+"""Every path of DPDK's driver, wire to guest to wire, across stops and starts of the guest's port (L1).
 
 The guest answers each frame with its addresses exchanged (`macswap`), so one comparison covers both directions.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtqueues of every size that a split ring may have here, around the ring many times."""
+"""Virtqueues of every size that a split ring may have here, around the ring many times (L4)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front-end listens and the engine connects: either may be killed and started again, and traffic resumes.
+"""The front-end listens and the engine connects: either may be killed and started again, and traffic resumes
+(L3.1, L3.2).
 
 Frames are as long as the MTU allows; some lie in chains of three buffers. The counting and comparing go across the
 kills: what was sent before one and not yet taken is delivered after it.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has nothing to do sleeps, and one frame wakes it: the engine by a guest's kick, a guest by the engine's call.
+"""Who has nothing to do sleeps, and one frame wakes it: the engine by a guest's kick, a guest by the engine's
+call (L9).
 
 Sleeps and wake-ups are counted, not timed: how long a wake-up takes is a figure of the benchmarks.
 """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight front-ends in one testpmd: a frame reaches the one queue whose filter names its MAC and VLAN, and no other."""
+"""Eight front-ends in one testpmd: a frame reaches the one queue whose filter names its MAC and VLAN, and
+no other (S1.1)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's device in its variants, each with an engine of its own: what works, and what is refused in words."""
+"""QEMU's device in its variants, each with an engine of its own: what works, and what is refused in words
+(Q1, Q3)."""
 
 from __future__ import annotations
 

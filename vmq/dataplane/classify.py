@@ -107,8 +107,10 @@ def note(w: Any, frame_index: int, queue: int) -> None:
 
 @kernel
 def remember(w: Any, mac: int, vid: int, uplink: int) -> None:
-    """Count an address that no filter names. Few rows hold those seen most often: a new one takes the rarest's place,
-    and its count plus one, so a count is too high by that at most ("space saving")."""
+    """Count an address that no filter names. Few rows hold those seen most often.
+
+    A new one takes the rarest's place, and its count plus one: a count is too high by that at most ("space saving").
+    """
     rows = at(w["strangers"], STRANGERS, stranger)
     rarest = int64(0)
     for index in range(STRANGERS):
