@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found, as tables and bars of docs/measurements.md between its two marks, and as JSON."""
+"""What a run found, as tables and bars of docs/measurements.md between its marks, and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from bench.stats import Figure, ratio
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements.md"
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+PARTS = (
+    "delivery",
+    "engine",
+)  # of the page: each between two marks, and replaced when all of its rows were measured
 BAR_WIDTH, BAR_HEIGHT, LABEL_WIDTH = 360, 18, 230
 
 Rows = Mapping[str, Mapping[str, Figure]]
@@ -37,7 +40,7 @@ def fingerprint() -> dict[str, Any]:
     ).stdout.strip()
     packages = {name: version(name) for name in ("numba", "llvmlite", "numpy")}
     return {
-        "cpu": model, "processors": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
+        "cpu": model, "processors": os.cpu_count(), "kernel": platform.release().partition("-")[0], "python": platform.python_version(),
         "commit": commit, **packages,
     }  # fmt: skip
 
@@ -98,17 +101,18 @@ def bars(rows: Rows) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def page(old: str, delivery: Rows, engine: Rows, about: Mapping[str, Any], runs: int) -> str:
-    """The page with its figures replaced; its prose stays."""
+def marks(part: str) -> tuple[str, str]:
+    """What stands before and after the figures of a part."""
+    return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+
+
+def page(old: str, part: str, table: str, about: Mapping[str, Any], runs: int) -> str:
+    """The page with the figures of one part replaced; its prose and the other part stay."""
     machine = ", ".join(f"{key} {value}" for key, value in about.items())
-    body = "\n\n".join([
-        f"Machine: {machine}. Median of {runs} runs (minimum–maximum).",
-        "### Million frames a second into guests, one engine core", delivery_table(delivery),
-        "![bars](measurements.svg)", "### The engine alone", engine_table(engine),
-    ])  # fmt: skip
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+    begin, end = marks(part)
+    before, _, rest = old.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\nMachine: {machine}. Median of {runs} runs (minimum–maximum).\n\n{table}\n\n{end}{after}"
 
 
 def as_json(delivery: Rows, engine: Rows, about: Mapping[str, Any]) -> str:

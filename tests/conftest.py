@@ -92,7 +92,10 @@ def children() -> dict[int, str]:
     """Our living child processes: command line by id. Python's own helpers end with us."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
+        listed = ""
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            listed = (task / "children").read_text()
+        for pid in map(int, listed.split()):
             with contextlib.suppress(OSError):
                 state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
                 command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()

@@ -32,7 +32,7 @@ ABI_FUNCTIONS = {
     "ethernet.py": {"mac_number", "mac_text"},
 }
 # Tests of what is larger than one source file.
-WITHOUT_SOURCE = {"test_architecture.py", "test_conftest.py"}
+WITHOUT_SOURCE = {"test_architecture.py", "test_conformance.py", "test_conftest.py"}
 FOLDERS_WITHOUT_SOURCE = {"vm", "dpdk", "hostile", "bench"}
 
 

@@ -15,7 +15,8 @@ from tests.control.daemon import Process
 from tests.engine.running import MACS, exchange, frame, until
 from vmq import daemon
 from vmq.config import Config, Engine, Vm
-from vmq.errors import HostError
+from vmq.errors import ConfigError, HostError
+from vmq.topology import Topology
 
 
 @pytest.fixture
@@ -237,15 +238,23 @@ def test_without_any_they_are_those_that_vms_ask_for():
 
 
 @pytest.mark.parametrize(
-    ("allowed", "chosen"), [({0}, (0,)), ({0, 1}, (1,)), ({2, 3, 4}, (3, 4)), (set(range(16)), (1, 2, 3, 4))]
+    ("allowed", "chosen"), [((0,), (0,)), ((0, 1), (1,)), ((2, 3, 4), (3, 4)), (range(16), (1, 2, 3, 4))]
 )
 def test_else_they_are_chosen_and_it_says_why(
-    monkeypatch: pytest.MonkeyPatch, allowed: set[int], chosen: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch, allowed: tuple[int, ...], chosen: tuple[int, ...]
 ):
-    monkeypatch.setattr("vmq.daemon.os.sched_getaffinity", lambda _: allowed)
+    monkeypatch.setattr("vmq.daemon.read", lambda _: Topology(tuple(allowed)))
     cpus, why = daemon.choose_processors(Config())
     assert cpus == chosen
     assert f"chosen from {len(allowed)} allowed" in why
+
+
+def test_too_many_processors_are_refused_with_the_file():
+    config = Config(engine=Engine(processors=tuple(range(65))))
+    with pytest.raises(
+        ConfigError, match=r"^vmq.toml: \[engine\] processors: 65 processors, and an engine has"
+    ):
+        daemon.choose_processors(config, "vmq.toml")
 
 
 def test_a_group_is_a_number_or_an_error_with_the_remedy():

@@ -27,10 +27,11 @@ from vmq.dataplane.classify import slot_of
 from vmq.engine.engine import Engine
 from vmq.errors import ConfigError, HostError, VmqError
 from vmq.jit import compile_for, watch_compilation
+from vmq.placement import choose, devices
+from vmq.topology import read
 from vmq.uplink.sink import compile_sink
 from vmq.worker import compile_loop
 
-PROCESSORS_BY_DEFAULT = 4
 LOG = logging.getLogger("vmq")
 
 
@@ -58,17 +59,10 @@ def compile_kernels(*others: Callable[[], None]) -> int:
     return len(names)
 
 
-def choose_processors(config: Config) -> tuple[tuple[int, ...], str]:
+def choose_processors(config: Config, where: str = "") -> tuple[tuple[int, ...], str]:
     """The processors of the workers, and why these."""
-    if config.engine.processors is not None:
-        return config.engine.processors, "processors in the configuration"
-    allowed = sorted(os.sched_getaffinity(0))
-    pinned = sorted({vm.processor for vm in config.vms.values() if vm.processor is not None})
-    if pinned:
-        return tuple(pinned), "the processors that VMs ask for"
-    chosen = (allowed[1:] or allowed)[:PROCESSORS_BY_DEFAULT]
-    why = f"chosen from {len(allowed)} allowed: not the first, which serves interrupts; at most 4"
-    return tuple(chosen), why
+    choice = choose(config, read(devices(config)), where)
+    return choice.cpus, choice.why
 
 
 def group_number(where: str, name: str | None) -> int:
@@ -89,7 +83,7 @@ class Daemon:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = load(path)
-        cpus, why = choose_processors(self.config)
+        cpus, why = choose_processors(self.config, str(path))
         self.engine = Engine(str(path), cpus, why, group_number(str(path), self.config.engine.group))
         methods = {
             "show": lambda params: show(self.engine, str(params.get("what", "vms"))),

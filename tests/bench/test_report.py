@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 
-from bench.report import BEGIN, END, as_json, bars, delivery_table, page
+from bench.report import PARTS, as_json, bars, delivery_table, engine_table, marks, page
 from bench.stats import Figure
 
 ROWS = {
@@ -23,16 +23,23 @@ def test_table_gives_ratios_and_leaves_out_what_was_not_compared() -> None:
     assert lines[3] == "| 64 B, 4 built-in | 6.00 (5.00–7.00) | - | 3.00 | - | 2.0 × |"
 
 
-def test_page_keeps_its_prose_and_replaces_its_figures() -> None:
-    old = f"words\n{BEGIN}\nold\n{END}\nmore words\n"
+def test_page_keeps_its_prose_and_replaces_the_figures_of_one_part() -> None:
+    old = (
+        "words\n"
+        + "between\n".join(f"{marks(part)[0]}\nold {part}\n{marks(part)[1]}\n" for part in PARTS)
+        + "more words\n"
+    )
 
-    new = page(old, ROWS, ALONE, {"cpu": "x"}, 5)
-    again = page(new, ROWS, ALONE, {"cpu": "x"}, 5)
+    new = page(old, "delivery", delivery_table(ROWS), {"cpu": "x"}, 5)
+    both = page(new, "engine", engine_table(ALONE), {"cpu": "y"}, 5)
 
     assert new.startswith("words\n")
-    assert new.endswith("more words\n")
-    assert "old" not in new
-    assert again == new
+    assert new.endswith("between\n" + old.partition("between\n")[2])
+    assert "old delivery" not in new
+    assert "old" not in both
+    assert "Machine: cpu x." in both
+    assert "Machine: cpu y." in both
+    assert page(both, "engine", engine_table(ALONE), {"cpu": "y"}, 5) == both
 
 
 def test_bars_are_a_picture() -> None:

@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from tests.doctor.hosts import host
 from vmq.config import Config, parse
+from vmq.doctor import Facts
 
 FILE = """
 [engine]
@@ -36,6 +38,8 @@ processors = "0"
 kind = "pcap"
 # mtu is left open
 link_local = "drop"  # default
+# processors is left open
+# numa_node is left open
 # read is left open
 write = "/tmp/out.pcap"
 repeat = true
@@ -53,6 +57,7 @@ learn_max = 8  # default
 # processor is left open
 queue_pairs = 16  # default
 spoof_check = true  # default
+storm_limit = 0  # default
 # mtu is left open
 """
 
@@ -60,6 +65,7 @@ spoof_check = true  # default
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(Facts, "read", classmethod(lambda *_, **__: Facts()))
     path = tmp_path / "vmq.toml"
     path.write_text(FILE, encoding="utf-8")
     return path
@@ -86,6 +92,46 @@ def test_check_in_json_has_the_words_of_the_file(vmq, file) -> None:
     assert printed["engine"] == {"api": "/run/vmq/api.sock", "processors": [0], "group": None}
     assert printed["uplink"]["w.an"]["kind"] == "pcap"
     assert printed["vm"]["web"]["mac"] == ["52:54:00:00:00:0a"]
+
+
+REMARK = """
+# D04 warning: processor 0: A receive queue is served on processor 0. A worker that is busy takes the processor \
+away from the host's own work, and waits for it. Fix: processors = "1" in [engine] of {name}; processor of a VM, \
+if set, likewise
+"""
+
+
+def test_check_remarks_what_is_set_up_badly_for_this_host(vmq, file, monkeypatch) -> None:
+    """Rules of vmq doctor that need nothing started: comments, and the same configuration as before."""
+    monkeypatch.setattr(Facts, "read", classmethod(lambda *_, **__: host("0", "1")))
+
+    code, out, err = vmq("check", str(file))
+
+    assert (code, err) == (0, "")
+    assert out.endswith(REMARK.format(name=file))
+    assert parse(out, str(file)) == parse(FILE, str(file))
+
+
+def test_check_in_json_remarks_on_stderr(vmq, file, monkeypatch) -> None:
+    """stdout is the configuration's alone."""
+    monkeypatch.setattr(Facts, "read", classmethod(lambda *_, **__: host("0", "1")))
+
+    code, out, err = vmq("check", str(file), "--json")
+
+    assert code == 0
+    assert "vm" in json.loads(out)
+    assert [finding["code"] for finding in json.loads(err)["findings"]] == ["D04"]
+
+
+def test_check_ends_with_1_where_traffic_would_be_lost(vmq, file) -> None:
+    """A VM with a larger MTU than its uplink."""
+    text = FILE.replace('rate = "2k"', 'rate = "2k"\nmtu = 1500') + "mtu = 9000\n"
+    file.write_text(text, encoding="utf-8")
+
+    code, out, _ = vmq("check", str(file))
+
+    assert code == 1
+    assert "\n# D28 error: VM web: MTUs do not match." in out
 
 
 def test_check_of_a_wrong_file_prints_its_mistakes_and_ends_with_2(vmq, file) -> None:

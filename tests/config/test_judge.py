@@ -73,7 +73,7 @@ def test_a_processor_must_exist_and_be_the_engines() -> None:
     assert wrong(vm("a", A, processor=2)) == [
         (
             "[vm.a] processor: there is no processor 2: this process may use 0-1,4. "
-            "Remedy: Name a processor that exists"
+            "Remedy: Name processors that exist"
         )
     ]
     assert wrong("[engine]\nprocessors = '1,4'\n" + vm("a", A, processor=0)) == [
@@ -82,6 +82,30 @@ def test_a_processor_must_exist_and_be_the_engines() -> None:
             "Remedy: Add it to processors of [engine], or name one of those"
         )
     ]
+
+
+def test_processors_of_an_uplink_lie_between_the_engines_and_its_vms() -> None:
+    """A VM's own is one of its uplink's, those are of the engine's, and all exist."""
+    assert wrong(tap("lan", "t0", "processors = '1-2'")) == [
+        (
+            "[uplink.lan] processors: there is no processor 2: this process may use 0-1,4. "
+            "Remedy: Name processors that exist"
+        )
+    ]
+    assert wrong("[engine]\nprocessors = '0-1'\n" + tap("lan", "t0", "processors = '1,4'")) == [
+        (
+            "[uplink.lan] processors: 4 is not one of the engine's, 0-1. "
+            "Remedy: Add it to processors of [engine], or name one of those"
+        )
+    ]
+    assert wrong(tap("lan", "t0", "processors = '1,4'") + vm("a", A, uplink="lan", processor=0)) == [
+        (
+            "[vm.a] processor: 0 is not one of those of [uplink.lan], 1,4. "
+            "Remedy: Add it to processors of [uplink.lan], or name one of those"
+        )
+    ]
+    right = tap("lan", "t0", "processors = '1,4'") + vm("a", A, uplink="lan", processor=4) + vm("b", B)
+    assert parse(right, "/f", available={0, 1, 4}).uplinks["lan"].processors == (1, 4)
 
 
 def test_processors_are_not_judged_without_a_list_of_them() -> None:

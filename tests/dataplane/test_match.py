@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, UDP, IPOption_Router_Alert
+from scapy.layers.l2 import ARP, Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet
 
 from tests.dataplane.harness_wire import aligned
-from tests.filters.strategies import MACS, A, filters, frames, tags, templates
+from tests.filters.strategies import INNER, MACS, NVGRE, V4, V6, A, filters, frames, tags, templates
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import match as kernels
 from vmq.dataplane import state
@@ -22,6 +26,8 @@ from vmq.jit import address_of
 
 Tag = tuple[int, int, bool]
 UNTAGGED = (0, 0, False)
+OPTIONS = IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption_Router_Alert()])
+VXLAN_INNER = UDP(dport=4789) / VXLAN(flags=8) / INNER
 TO_A = FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(A))
 
 
@@ -72,6 +78,24 @@ def test_no_byte_behind_the_head_decides(number: int) -> None:
         answers = [shown(parsed(frame[:head], UNTAGGED, filler=filler)) for filler in (0, 0x45, 0xFF)]
         answers.append(shown(parsed(frame, UNTAGGED, head=head)))
         assert answers == [expected(frame[:head], UNTAGGED)] * 4
+
+
+@pytest.mark.parametrize(("packet", "column", "bytes_needed"), [
+    (ARP(), "arp_tpa", 42), (V4 / UDP(dport=53), "ipv4_protocol", 34), (V6 / UDP(dport=53), "ipv6_protocol", 54),
+    (V4 / UDP(dport=53), "udp_destination", 42), (V6 / UDP(dport=53), "udp_destination", 62),
+    (OPTIONS / UDP(dport=53), "udp_destination", 46),
+    (V4 / NVGRE / INNER, "inner_mac_source", 56), (V6 / NVGRE / INNER, "inner_mac_source", 76),
+    (V4 / VXLAN_INNER, "inner_mac_source", 64), (V6 / VXLAN_INNER, "inner_mac_source", 84),
+])  # fmt: skip
+def test_how_much_of_a_frame_a_column_needs(packet: Packet, column: str, bytes_needed: int) -> None:
+    """The table of docs/filters.md: of a guest's frame there are 64 at most."""
+    assert state.HEAD == 64  # and 60 of one that came with a tag
+    frame = bytes(Ether(dst=A, src=A) / packet) + bytes(20)
+
+    found = [column in shown(parsed(frame, UNTAGGED, head=head)) for head in range(len(frame) + 1)]
+
+    assert found.index(True, 14) == bytes_needed
+    assert all(found[bytes_needed:])
 
 
 def target_of(entries: list[tuple[Filter, int]], fields: Any) -> int:

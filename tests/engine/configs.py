@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from tests.engine.running import MACS
+from tests.engine.running import FIRST_CPU, MACS
 from vmq.config import Config, Memory, Vm
 from vmq.engine.plan import claims
 
@@ -19,7 +19,11 @@ UPLINKS = ("lan", "wan")
 def configs(draw: st.DrawFn, folder: Path) -> Config:
     """A configuration that the reader would pass: within one, nothing is there twice."""
     uplinks = {
-        name: Memory(count=0, mtu=draw(st.sampled_from((1400, 1500))))
+        name: Memory(
+            count=0,
+            mtu=draw(st.sampled_from((1400, 1500))),
+            processors=draw(st.sampled_from((None, (FIRST_CPU,)))),
+        )
         for name in draw(st.sets(st.sampled_from(UPLINKS)))
     }
     vms: dict[str, Vm] = {}

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -29,14 +30,19 @@ from tests.engine.running import (
     open_files,
     until,
 )
+from tests.test_topology import host, record
 from vmq.abi.ethernet import mac_number, mac_text
 from vmq.abi.vhost_user import Request
-from vmq.config import Config, Memory, Vm
+from vmq.config import Config, Memory, Vm, parse
+from vmq.daemon import choose_processors
 from vmq.dataplane import state
 from vmq.engine import engine as module
 from vmq.engine.engine import Engine
 from vmq.errors import ConfigError, HostError
+from vmq.forecast import forecast
 from vmq.guest.guest import Guest
+from vmq.placement import plan
+from vmq.topology import read
 
 TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
 two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
@@ -544,7 +550,7 @@ def test_vms_are_spread_and_talk_across_processors(tmp_path: Path):
             d=running.vm("d", 4),
         )
         cpus = {row["name"]: row["processors"] for row in running.show("vms")}
-        assert cpus == {"a": [TWO_CPUS[0]], "b": [TWO_CPUS[1]], "c": [TWO_CPUS[0]], "d": [TWO_CPUS[1]]}
+        assert cpus == {"a": [TWO_CPUS[1]], "b": [TWO_CPUS[0]], "c": [TWO_CPUS[0]], "d": [TWO_CPUS[1]]}
         with running.guest("a") as a, running.guest("b") as b:
             exchange(a, b, 10)
 
@@ -563,6 +569,80 @@ def test_a_vm_moves_to_another_processor_under_its_guest(tmp_path: Path):
                 exchange(a, b)
             assert running.engine.vms["a"].session is session
         gone(running, "a", "b")
+
+
+@two_processors
+def test_a_vm_moves_with_the_processors_of_its_uplink(tmp_path: Path):
+    """The uplink stays open, the guest connected; a reload that fails half-way brings it back."""
+    with Running(tmp_path, tuple(TWO_CPUS)) as running:
+
+        def reload(number: int, **more: Any) -> None:
+            lan = Memory(count=0, processors=(TWO_CPUS[number],))
+            vms = {name: running.vm(name, place, uplink="lan") for place, name in enumerate("ab", 1)}
+            running.configure({"lan": lan}, **vms, **more)
+
+        def served() -> list[list[int]]:
+            return [running.show("vms", name)["processors"] for name in "ab"]
+
+        reload(0, x=running.vm("x", 3))
+        opened = running.engine.uplinks["lan"].uplink
+        with running.guest("a") as a, running.guest("b") as b:
+            for number in (1, 0):
+                reload(number, x=running.vm("x", 3))
+                assert served() == [[TWO_CPUS[number]]] * 2
+                exchange(a, b)
+            Path(running.path("c")).write_text("mine")
+            with pytest.raises(HostError):  # the address is x's, so c comes last, when a and b have moved
+                reload(1, c=running.vm("c", 3))
+            assert served() == [[TWO_CPUS[0]]] * 2
+            exchange(a, b)
+            reload(0)
+            assert running.engine.uplinks["lan"].uplink is opened
+            assert running.show("vms", "a")["connects"] == 1
+
+
+PLANS = {
+    "nothing said": "",
+    "a processor each": "[engine]\nprocessors = '2,4,6'",
+    "some bound": "[engine]\nprocessors = '2-7'\n[vm.d]\nmac = '52:54:00:00:00:0d'\nprocessor = 2",
+    "an uplink with few": "[engine]\nprocessors = '2,4,6'\n[uplink.lan]\nkind = 'memory'\ncount = 0\n"
+    "processors = '4'\n[vm.d]\nmac = '52:54:00:00:00:0d'\nuplink = 'lan'",
+    "named by uplinks and VMs": "[uplink.lan]\nkind = 'memory'\ncount = 0\nnuma_node = 0\nprocessors = '2-3'\n"
+    "[vm.d]\nmac = '52:54:00:00:00:0d'\nuplink = 'lan'\n[vm.e]\nmac = '52:54:00:00:00:0e'\nprocessor = 5",
+}
+
+
+@pytest.mark.parametrize("text", PLANS.values(), ids=list(PLANS))
+def test_vmq_plan_says_what_the_engine_then_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
+    """The same VMs and processors in the same words, on a host of four cores with two threads."""
+    files = host("0-7", "0-1", "2-3", "4-5", "6-7", nodes=("0-7",))
+    topology = read(root=record(tmp_path / "host", files))
+    for module_name in ("vmq.engine.engine", "vmq.daemon"):
+        monkeypatch.setattr(f"{module_name}.read", lambda _: topology)
+    monkeypatch.setattr("vmq.worker.os.sched_setaffinity", lambda *_: None)  # processors that are not here
+    vms = "".join(f"\n[vm.{name}]\nmac = '52:54:00:00:00:0{name}'" for name in "abc")
+    config = parse(text + vms, str(tmp_path / "vmq.toml"), topology.allowed)
+    config = msgspec.structs.replace(
+        config,
+        vms={
+            name: msgspec.structs.replace(vm, socket=str(tmp_path / f"{name}.sock"))
+            for name, vm in config.vms.items()
+        },
+    )
+
+    said = forecast(config, topology, plan(config, topology))
+
+    def make() -> Engine:
+        return Engine("vmq.toml", *choose_processors(config))
+
+    with Running(tmp_path, make=make) as running:
+        running.do(running.engine.reconfigure, config)
+        for what, keys in (
+            ("vms", ("name", "mac", "vlan", "uplink", "queue_pairs", "processors", "why")),
+            ("processors", ("cpu", "vms", "why")),
+        ):
+            rows = [{key: row[key] for key in keys} for row in running.show(what)]
+            assert rows == [{key: row[key] for key in keys} for row in said[what]]
 
 
 def test_a_dead_processor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from vmq.config import Config, Memory, Pcap, Tap, Vm
 from vmq.engine.plan import (
     Action,
     AddVm,
+    ChangeUplink,
     ChangeVm,
     CloseUplink,
     OpenUplink,
@@ -20,6 +21,7 @@ from vmq.engine.plan import (
     holds,
     lasting,
     plan,
+    same_wire,
 )
 
 FOLDER = Path("/run/vmq")
@@ -48,6 +50,9 @@ def follow(old: Config, actions: tuple[Action, ...]) -> Config:
             case CloseUplink(name):
                 assert not [vm for vm in vms.values() if vm.uplink == name], "a VM still uses it"
                 del uplinks[name]
+            case ChangeUplink(name, one):
+                assert same_wire(uplinks[name], one)
+                uplinks[name] = one
             case AddVm(name, one):
                 assert name not in vms
                 assert not claims(one) & set().union(*(claims(other) for other in vms.values()))
@@ -83,7 +88,11 @@ def test_who_stays_the_same_is_left_alone(old: Config, new: Config):
         if old.vms.get(name) == vm and old.uplinks.get(vm.uplink or "") == new.uplinks.get(vm.uplink or "")
     }
     assert (
-        not {action.name for action in plan(old, new) if not isinstance(action, OpenUplink | CloseUplink)}
+        not {
+            action.name
+            for action in plan(old, new)
+            if not isinstance(action, OpenUplink | CloseUplink | ChangeUplink)
+        }
         & same
     )
 
@@ -107,6 +116,17 @@ def test_filters_change_under_a_connected_guest():
     ):
         new = with_(A, **keys)
         assert plan(config(a=A), config(a=new)) == (ChangeVm("a", new),)
+
+
+def test_other_processors_of_an_uplink_disturb_nobody():
+    """The uplink stays open; its VMs move if they must, others are left alone."""
+    a, b = with_(A, uplink="lan"), B
+    for keys in ({"processors": (1, 2)}, {"numa_node": 1}):
+        new = Memory(count=0, **keys)
+        assert plan(config({"lan": LAN}, a=a, b=b), config({"lan": new}, a=a, b=b)) == (
+            ChangeUplink("lan", new),
+            ChangeVm("a", a),
+        )
 
 
 def test_what_cannot_change_under_a_guest_replaces_the_port():

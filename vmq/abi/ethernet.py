@@ -18,6 +18,7 @@ TPID_8021Q_LE = 0x0081  # the same as a little-endian load sees it
 TPID_8021AD_LE = 0xA888  # ieee-802.1Q §9.5 Tag Protocol Identification: the service tag, 88a8
 VLAN_VID_MASK = 0x0FFF
 VLAN_VID_MAX = 4094
+VLAN_PCP_SHIFT = 13  # ieee-802.1Q §9.6 VLAN Tag Control Information: priority is its three highest bits
 MTU_MIN, MTU_MAX = 68, 65535  # rfc-791 §3.2 Discussion; virtio-1.2 §5.1.4 Device configuration layout
 
 MAC_MASK = (1 << 48) - 1

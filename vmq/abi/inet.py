@@ -25,6 +25,7 @@ ipv4 = packed(
     ("destination", u32),
 )
 IPV4_FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset
+IPV4_OFFSET_MASK = 0x1FFF  # the offset alone
 
 # rfc-8200 §3 IPv6 Header Format
 ipv6 = packed(

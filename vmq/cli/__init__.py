@@ -5,9 +5,11 @@
     grammar.py     the parser and what several verbs share
     run.py         run, demo            start something in this process
     check.py       check, schema        the configuration, nothing started
+    plan.py        plan                 which processor each VM will get, nothing started
     snippet.py     snippet              what QEMU or libvirt has to be told
     show.py        show                 a running engine, in tables or JSON
     explain.py     explain              why a frame goes where it goes
+    doctor.py      doctor               what is set up wrongly, the evidence and the fix
     completion.py  completion           for the shells
     client.py, table.py                 the API's socket; rows in columns
 

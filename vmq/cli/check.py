@@ -3,20 +3,25 @@
 
 What check prints is the configuration in effect, and is itself a configuration: with every default written
 out and marked, paths absolute and addresses canonical. A key that was left out and stays open is a comment.
-Reading the output gives the same configuration again.
+Reading the output gives the same configuration again. What works but is set up badly for this host, as far as
+the configuration and the processors and devices of the host tell (vmq doctor), follows as comments; with --json
+it goes to stderr. Only what would lose traffic makes the exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vmq.cli.grammar import FILES, Verbs, add_json, add_verb, offer, shortened
+from vmq.table import plain
 
 if TYPE_CHECKING:
     from vmq.config import Config
+    from vmq.doctor import Report
 
 SCHEMAS = ("config",)
 
@@ -35,8 +40,34 @@ def check(args: argparse.Namespace) -> int:
     from vmq.config import load
 
     config = load(args.file)
-    print(json.dumps(to_builtins(config), indent=2) if args.json else "\n".join(effective(args.file, config)))
-    return 0
+    report = planned(args.file, config)
+    if args.json:
+        print(json.dumps(to_builtins(config), indent=2))
+        if report.found:
+            records = [finding.record() for finding in report.found]
+            print(json.dumps({"findings": records}, indent=2), file=sys.stderr)
+    else:
+        print("\n".join((*effective(args.file, config), *_remarks(report))))
+    return 1 if report.wrong else 0
+
+
+def planned(name: str, config: Config) -> Report:
+    """What the rules of kind "plan" find in the configuration on this host."""
+    from vmq.doctor import Facts, Situation, examine
+    from vmq.doctor.ethtool import describe
+
+    facts = Facts.read(ask=describe, machines=False)
+    return examine(Situation(facts=facts, config=config, where=name), kind="plan")
+
+
+def _remarks(report: Report) -> Iterator[str]:
+    """Findings as comments."""
+    if report.found:
+        yield ""
+    for one in report.found:
+        fix = f" Fix: {one.fix.command}" if one.fix else ""
+        line = f"# {one.code} {one.severity}: {one.subject}: {one.title}. {one.why}{fix}"
+        yield plain(line)
 
 
 def schema(_: argparse.Namespace) -> int:

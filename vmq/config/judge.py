@@ -2,8 +2,8 @@
 """What no table of a file can judge alone: clashes between tables, names that lead nowhere, paths too long.
 
     judge ─┬─ engine    its processors exist
-           ├─ uplinks   no device twice, captures readable and written once
-           ├─ VMs       uplink and processor exist
+           ├─ uplinks   processors exist, no device twice, captures readable and written once
+           ├─ VMs       uplink and processor exist, and allow each other
            ├─ sockets   short enough, no path twice, the API's included
            └─ filters   no (uplink, VLAN, MAC) of two VMs: the frame would have two owners
 
@@ -14,7 +14,7 @@ record and is not judged; that it exists still counts, so that one mistake is re
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from vmq.config.forms import cpu_text, shown
@@ -63,32 +63,51 @@ def judge(
 
 def _processors(config: Config, complaints: Complaints, available: Collection[int] | None) -> None:
     ours = config.engine.processors
-    there = f"this process may use {cpu_text(available)}" if available is not None else ""
-    missing = [cpu for cpu in ours or () if available is not None and cpu not in available]
-    if missing:
+    _exist("[engine] processors", ours or (), complaints, available)
+    for name, one in config.uplinks.items():
+        place, asked = f"[uplink.{name}] processors", one.processors or ()
+        if _exist(place, asked, complaints, available) and ours is not None:
+            _among(place, asked, ours, "the engine's", "[engine]", complaints)
+    for name, vm in config.vms.items():
+        if vm.processor is None:
+            continue
+        place, asked = f"[vm.{name}] processor", (vm.processor,)
+        uplink = config.uplinks.get(vm.uplink or "")
+        if not _exist(place, asked, complaints, available):
+            continue
+        if ours is not None and vm.processor not in ours:
+            _among(place, asked, ours, "the engine's", "[engine]", complaints)
+        elif uplink is not None and uplink.processors is not None:
+            table = f"[uplink.{vm.uplink}]"
+            _among(place, asked, uplink.processors, f"those of {table}", table, complaints)
+
+
+def _exist(
+    place: str, asked: Sequence[int], complaints: Complaints, available: Collection[int] | None
+) -> bool:
+    """Whether this process may use them."""
+    missing = [cpu for cpu in asked if available is not None and cpu not in available]
+    if missing and available is not None:
         complaints.add(
-            "[engine] processors",
-            f"there is no processor {cpu_text(missing)}: {there}",
+            place,
+            f"there is no processor {cpu_text(missing)}: this process may use {cpu_text(available)}",
             "Name processors that exist",
             error=HostError,
         )
-    for name, vm in config.vms.items():
-        place = f"[vm.{name}] processor"
-        if vm.processor is None:
-            continue
-        if available is not None and vm.processor not in available:
-            complaints.add(
-                place,
-                f"there is no processor {vm.processor}: {there}",
-                "Name a processor that exists",
-                error=HostError,
-            )
-        elif ours is not None and vm.processor not in ours:
-            complaints.add(
-                place,
-                f"{vm.processor} is not one of the engine's, {cpu_text(ours)}",
-                "Add it to processors of [engine], or name one of those",
-            )
+    return not missing
+
+
+def _among(
+    place: str, asked: Sequence[int], ours: Sequence[int], whose: str, table: str, complaints: Complaints
+) -> None:
+    """Complain of those that the table above does not have."""
+    foreign = [cpu for cpu in asked if cpu not in ours]
+    if foreign:
+        complaints.add(
+            place,
+            f"{cpu_text(foreign)} is not one of {whose}, {cpu_text(ours)}",
+            f"Add it to processors of {table}, or name one of those",
+        )
 
 
 def _devices(config: Config, complaints: Complaints) -> None:

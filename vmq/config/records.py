@@ -66,6 +66,27 @@ class Uplink(Record, frozen=True, kw_only=True, tag_field="kind"):
         Literal["drop", "forward"],
         says('"drop" or "forward": what becomes of frames to 01:80:c2:00:00:00 to 0f'),
     ] = "drop"
+    processors: (
+        Annotated[
+            tuple[int, ...],
+            says(
+                'the processors that may serve its VMs, as "2-7"; leave it out to let the engine choose from all'
+            ),
+        ]
+        | None
+    ) = None
+    numa_node: (
+        Annotated[
+            int,
+            says(
+                "the node of the processors that serve its VMs, a number from 0 to 1023; "
+                "leave it out to prefer the node of its NIC",
+                ge=0,
+                le=1023,
+            ),
+        ]
+        | None
+    ) = None
 
     @property
     def kind(self) -> str:
@@ -160,6 +181,14 @@ class Vm(Record, frozen=True, kw_only=True):
     spoof_check: Annotated[bool, says("true or false: drop frames from an address that is not the VM's")] = (
         True
     )
+    storm_limit: Annotated[
+        int,
+        says(
+            "the most broadcast and multicast frames a second from the guest, a number from 0 to 100000000 (0: any)",
+            ge=0,
+            le=100_000_000,
+        ),
+    ] = 0
     mtu: (
         Annotated[int, says("a number from 68 to 65535; leave it out to take the uplink's", ge=68, le=65535)]
         | None

@@ -19,15 +19,28 @@ from typing import Any, NamedTuple
 from vmq import linux
 from vmq.abi.ethernet import mac_number
 from vmq.abi.linux import SIGBUS
-from vmq.config import AnyUplink, Config, cpu_text
+from vmq.config import AnyUplink, Config
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import faults, state
 from vmq.engine.announce import rarp
-from vmq.engine.plan import Action, AddVm, ChangeVm, CloseUplink, OpenUplink, RemoveVm, lasting, plan
+from vmq.engine.plan import (
+    Action,
+    AddVm,
+    ChangeUplink,
+    ChangeVm,
+    CloseUplink,
+    OpenUplink,
+    RemoveVm,
+    lasting,
+    plan,
+    same_wire,
+)
 from vmq.engine.vm import Vm
 from vmq.engine.watchdog import Watchdog
 from vmq.errors import ConfigError, VmqError
+from vmq.placement import Place, devices, place
 from vmq.publisher import Publisher, Segment, UplinkEntry
+from vmq.topology import read
 from vmq.uplink import Uplink, open_uplink
 from vmq.worker import Worker, link_rings, unmap_rings
 
@@ -63,6 +76,7 @@ class Engine:
         self.watchdog = Watchdog(self.workers)
         self.uplinks: dict[str, OpenedUplink] = {}
         self.vms: dict[str, Vm] = {}
+        self.places: dict[str, Place] = {}  # decided for every VM of the configuration
         self.failed: Callable[[BaseException], None] = _say
         self._tick: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
@@ -122,7 +136,7 @@ class Engine:
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
-        self._check(new)
+        self._arrange(new)
         old, actions = self.config, plan(self.config, new)
         try:
             for action in actions:
@@ -134,15 +148,11 @@ class Engine:
         self.publish()
         return actions
 
-    def _check(self, new: Config) -> None:
-        """Refuse what the processors that there are cannot do."""
-        cpus = [worker.cpu for worker in self.workers]
-        for name, vm in new.vms.items():
-            if vm.processor is not None and vm.processor not in cpus:
-                wrong = f"{vm.processor} is not one of the engine's, {cpu_text(cpus)}"
-                raise ConfigError(
-                    f"{self.where}: [vm.{name}] processor", wrong, "name one of those, or restart vmq"
-                )
+    def _arrange(self, new: Config) -> None:
+        """Decide which processor serves which VM; ConfigError if those that there are cannot."""
+        cpus = tuple(worker.cpu for worker in self.workers)
+        now = {name: cpus[vm.worker] for name, vm in self.vms.items()}
+        self.places = place(new, cpus, read(devices(new)), now, self.where)
 
     def _restore(self, old: Config) -> None:
         """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
@@ -153,8 +163,9 @@ class Engine:
             if name not in old.vms or lasting(old.vms[name]) != lasting(vm.config):
                 self._remove_vm(name)
         for name, opened in list(self.uplinks.items()):
-            if old.uplinks.get(name) != opened.config:
+            if not same_wire(old.uplinks.get(name), opened.config):
                 self._close_uplink(name)
+        self._arrange(old)
         for action in plan(self._in_force(old), old):
             try:
                 self._apply(action, old)
@@ -173,6 +184,8 @@ class Engine:
     def _apply(self, action: Action, new: Config) -> None:
         if isinstance(action, OpenUplink):
             self._open_uplink(action.name, action.config, new)
+        elif isinstance(action, ChangeUplink):
+            self.uplinks[action.name] = self.uplinks[action.name]._replace(config=action.config)
         elif isinstance(action, CloseUplink):
             self._close_uplink(action.name)
         elif isinstance(action, AddVm):
@@ -226,10 +239,12 @@ class Engine:
                 f"{self.where}: [vm.{name}] queue_pairs", "no receive queues are left", "lower it"
             )
         vm = Vm(self, name, config, number, first)
-        vm.worker = self._place(config)
+        vm.worker = self._place(name)
         self.segment.rows["queue_state"][first : first + config.queue_pairs] = 0
         self.segment.rows["ring_state"][2 * first : 2 * (first + config.queue_pairs)] = 0
         self.segment.rows["port_state"][number] = 0
+        for worker in self.workers:
+            worker.misses[number] = 0
         vm.port.open()
         self.vms[name] = vm
         self._forget_learned(vm)
@@ -242,7 +257,7 @@ class Engine:
         vm.config = config
         self._forget_learned(vm)
         del vm.learned[config.learn_max :]
-        worker = vm.worker if config.processor is None else self._place(config)
+        worker = self._place(name)
         if worker != vm.worker:
             vm.move(worker)
 
@@ -257,13 +272,9 @@ class Engine:
         del self.vms[name]
         self.publish()
 
-    def _place(self, config: VmConfig) -> int:
-        """The processor of a new VM: the one it asks for, else the one with the fewest VMs."""
-        for worker in self.workers:
-            if worker.cpu == config.processor:
-                return worker.index
-        load = [sum(vm.worker == worker.index for vm in self.vms.values()) for worker in self.workers]
-        return load.index(min(load))
+    def _place(self, name: str) -> int:
+        """The processor of a VM, as arranged."""
+        return [worker.cpu for worker in self.workers].index(self.places[name].cpu)
 
     # --- tables --------------------------------------------------------------------------------------------
 

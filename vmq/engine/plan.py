@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from vmq.config import AnyUplink, Config, Vm
 
 
@@ -30,6 +32,14 @@ class CloseUplink:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeUplink:
+    """Other processors for the VMs of an uplink, which stays open."""
+
+    name: str
+    config: AnyUplink
+
+
+@dataclass(frozen=True, slots=True)
 class AddVm:
     """A new VM port."""
 
@@ -39,7 +49,7 @@ class AddVm:
 
 @dataclass(frozen=True, slots=True)
 class ChangeVm:
-    """Other filters, limits or processor, same socket: the guest notices nothing."""
+    """Other filters, limits or processors, same socket: the guest notices nothing."""
 
     name: str
     config: Vm
@@ -52,12 +62,21 @@ class RemoveVm:
     name: str
 
 
-Action = OpenUplink | CloseUplink | AddVm | ChangeVm | RemoveVm
+Action = OpenUplink | CloseUplink | ChangeUplink | AddVm | ChangeVm | RemoveVm
 
 
 def lasting(vm: Vm) -> tuple[object, ...]:
     """What cannot change while a front-end is connected."""
     return vm.socket, vm.mode, vm.uplink, vm.queue_pairs
+
+
+def same_wire(one: AnyUplink | None, other: AnyUplink | None) -> bool:
+    """Whether one can go on as the other: they differ in nothing but the processors of their VMs."""
+
+    def wire(uplink: AnyUplink | None) -> AnyUplink | None:
+        return replace(uplink, processors=None, numa_node=None) if uplink is not None else None
+
+    return wire(one) == wire(other)
 
 
 def claims(vm: Vm) -> set[tuple[object, ...]]:
@@ -72,8 +91,9 @@ def holds(uplink: AnyUplink) -> set[object]:
 
 def plan(old: Config, new: Config) -> tuple[Action, ...]:
     """The actions, in order. The engine's own keys (api, processors, group) are not among them."""
-    fresh = {name for name, uplink in new.uplinks.items() if old.uplinks.get(name) != uplink}
-    stale = {name for name, uplink in old.uplinks.items() if new.uplinks.get(name) != uplink}
+    fresh = {name for name, uplink in new.uplinks.items() if not same_wire(old.uplinks.get(name), uplink)}
+    stale = {name for name, uplink in old.uplinks.items() if not same_wire(new.uplinks.get(name), uplink)}
+    moved = [name for name in new.uplinks if name not in fresh and old.uplinks[name] != new.uplinks[name]]
     busy = set[object]().union(*(holds(old.uplinks[name]) for name in stale))
     late = {name for name in fresh if name in stale or holds(new.uplinks[name]) & busy}
     replaced = {
@@ -88,11 +108,13 @@ def plan(old: Config, new: Config) -> tuple[Action, ...]:
         if name not in old.vms and vm.uplink not in late and not claims(vm) & taken
     }
     kept = [name for name in new.vms if name in old.vms and name not in replaced]
+    changed = [name for name in kept if old.vms[name] != new.vms[name] or new.vms[name].uplink in moved]
     added = [name for name in new.vms if name not in kept]
     return (
         *(OpenUplink(name, new.uplinks[name]) for name in new.uplinks if name in fresh - late),
         *(AddVm(name, new.vms[name]) for name in added if name in early),
-        *(ChangeVm(name, new.vms[name]) for name in kept if old.vms[name] != new.vms[name]),
+        *(ChangeUplink(name, new.uplinks[name]) for name in moved),
+        *(ChangeVm(name, new.vms[name]) for name in changed),
         *(RemoveVm(name) for name in old.vms if name not in kept),
         *(CloseUplink(name) for name in old.uplinks if name in stale),
         *(OpenUplink(name, new.uplinks[name]) for name in new.uplinks if name in late),

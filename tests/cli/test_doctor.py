@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vmq doctor: what it prints, what it asks, how it ends, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doctor.hosts import EIGHT, host, links, nic
+from vmq.doctor import CATALOGUE, Facts
+
+CONFIG = """
+[engine]
+api = "{folder}/api.sock"
+processors = "0"
+[uplink.lan]
+kind = "packet"
+device = "eth0"
+[vm.web]
+uplink = "lan"
+mac = "52:54:00:00:00:01"
+mtu = 9000
+[vm.db]
+uplink = "lan"
+mac = "52:54:00:00:00:02"
+"""
+D28 = """\
+1 error
+
+errors
+D28  VM web: MTUs do not match
+     seen    {file}: [vm.web] mtu: 9000; expected at most 1500
+     seen    MTU of uplink lan: 1500; expected the smallest on the way
+     why     Frames that are longer than the smallest MTU on the way disappear, while short ones pass.
+     fix     mtu = 1500 in [vm.web] of {file}, or mtu = 9000 in [uplink.lan]
+     restart nothing: on SIGHUP vmq run reads its file again
+     disturbs VM web
+     undo    mtu = 9000 in [vm.web]
+     source  Intel 82599: specification clarification 14
+"""
+DOMAIN = """<domain><name>web</name><devices><interface type='vhostuser'><mac address='52:54:00:00:00:01'/>
+<source type='unix' path='{folder}/web.sock' mode='client'/></interface></devices></domain>"""
+
+
+@pytest.fixture
+def facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with eight processors and one NIC, whatever this one is."""
+    recorded = host(*EIGHT, links=links(nic("eth0", mtu=1500)))
+    monkeypatch.setattr(Facts, "read", classmethod(lambda *_, **__: recorded))
+
+
+@pytest.fixture
+def file(tmp_path: Path, facts: None) -> str:
+    path = tmp_path / "vmq.toml"
+    path.write_text(CONFIG.format(folder=tmp_path), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VMQ_API", raising=False)
+
+
+def test_a_finding_is_printed_whole(vmq, file) -> None:
+    """Evidence, reason, fix and the way back; exit code 1 for an error."""
+    assert vmq("doctor", "D28", "--config", file) == (1, D28.format(file=file), "")
+
+
+def test_findings_stand_by_severity_and_the_rest_below(vmq, file) -> None:
+    """What could not be looked at says why."""
+    code, out, err = vmq("doctor", "--config", file)
+    lines = out.splitlines()
+
+    assert (code, err, lines[0]) == (1, "", "1 error, 1 warning")
+    assert [line for line in lines if line in ("errors", "warnings", "notes", "not looked at")] == [
+        "errors",
+        "warnings",
+        "not looked at",
+    ]
+    assert (
+        "D09  The host refuses what vmq asks of it: no engine runs: nothing was asked of the host yet"
+        in lines
+    )
+    assert "does not apply: D01, D02, D03, D10, D11, D13, D17, D23, D24, D25, D26, D27, D33" in lines
+    assert any(line.startswith("clear: ") for line in lines)
+
+
+def test_a_warning_alone_ends_with_0(vmq, file) -> None:
+    code, out, _ = vmq("doctor", "d04", "--config", file)
+
+    assert (code, out.splitlines()[:3]) == (0, ["1 warning", "", "warnings"])
+
+
+def test_rules_that_are_named_say_what_they_looked_at(vmq, file) -> None:
+    code, out, _ = vmq("doctor", "D05", "D10", "--config", file)
+
+    assert code == 0
+    assert out.splitlines()[0] == "nothing found"
+    assert (
+        "D05  Two receive queues on one physical core: /sys/devices/system/cpu/cpu0/topology/thread_siblings_list: 0"
+        in out
+    )
+    assert "D10  A busy VM was left without a receive queue: no VM can be left without" in out
+
+
+def test_json_has_every_rule_and_the_same_words(vmq, file) -> None:
+    code, out, err = vmq("doctor", "--json", "--config", file)
+    records = json.loads(out)
+
+    assert (code, err) == (1, "")
+    assert sorted({record["code"] for record in records}) == [entry.code for entry in CATALOGUE]
+    (found,) = [record for record in records if record["code"] == "D28" and record["status"] == "found"]
+    assert f"     fix     {found['fix']['command']}\n" in D28.format(file=file)
+
+
+def test_what_concerns_one_vm(vmq, file) -> None:
+    assert vmq("doctor", "D28", "--vm", "web", "--config", file)[0] == 1
+    assert vmq("doctor", "D28", "--vm", "db", "--config", file)[0] == 0
+
+
+def test_a_domain_that_does_not_run_yet(vmq, file, tmp_path) -> None:
+    """<memoryBacking> is missing."""
+    domain = tmp_path / "web.xml"
+    domain.write_text(DOMAIN.format(folder=tmp_path))
+
+    code, out, _ = vmq("doctor", "D06", "--libvirt", str(domain), "--config", file)
+    assert code == 1
+    assert "<access mode='shared'/>" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["D99"], "vmq doctor: there is no rule D99. Remedy: Name one from D01 to D34\n"),
+        (["--vm", "x"], "vmq doctor --vm: there is no VM x. Remedy: Name one of: web, db\n"),
+        (
+            ["--libvirt", "/none.xml"],
+            "/none.xml: cannot be read: No such file or directory. Remedy: Give the path of a readable file\n",
+        ),
+    ],
+)
+def test_a_wrong_request_ends_with_2(vmq, file, words: list[str], wrong: str) -> None:
+    assert vmq("doctor", "--config", file, *words) == (2, "", wrong)
+
+
+def test_a_configuration_with_mistakes_ends_with_2(vmq, tmp_path, facts) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("[vms]\n")
+
+    assert vmq("doctor", "--config", str(path)) == (
+        2,
+        "",
+        f"{path}: vms: unknown table. Remedy: Did you mean vm?\n",
+    )
+
+
+# --- a running engine ---------------------------------------------------------------------------------------
+
+WEB: dict[str, Any] = {
+    "name": "web", "state": "connected", "queues_running": 0, "mac": ["52:54:00:00:00:01"], "uplink": None, "vlan": None,
+    "drops": {"to_guest_not_running": 3}, "last_error": {"what": "ring 0: the driver has not started it", "remedy": "wait"},
+}  # fmt: skip
+
+
+def test_a_running_engine_is_asked_for_its_views(vmq, engine, facts) -> None:
+    """Without any configuration."""
+    engine.answer([WEB], [], [], [{"cpu": 1, "effective": [1]}], [])
+
+    code, out, _ = vmq("doctor", "D06")
+
+    assert [question["params"]["what"] for question in engine.asked] == [
+        "vms",
+        "queues",
+        "uplinks",
+        "processors",
+        "misses",
+    ]
+    assert code == 1
+    assert "D06  VM web: Asked for, and not in effect\n" in out
+    assert "last_error: ring 0: the driver has not started it\n" in out
+
+
+def test_an_engine_without_a_view_leaves_its_rules_unknown(vmq, engine, facts) -> None:
+    """One of another version."""
+    engine.refuse(status="NOT_FOUND", message="nothing called so to show", remedy="")
+
+    code, out, _ = vmq("doctor", "D32", "D06")
+
+    assert code == 0
+    assert "D32  A guest needs one more MAC address: no engine runs, or it does not tell near misses" in out
+
+
+def test_a_named_engine_that_does_not_answer_is_a_failure(vmq, file) -> None:
+    """Its socket was named, so somebody expects it there."""
+    code, out, err = vmq("doctor", "--api", "/nonexistent", "--config", file)
+
+    assert (code, out) == (1, "")
+    assert err.startswith("/nonexistent: no engine answers")
+
+
+def test_an_answer_that_is_no_list_of_rows_is_a_failure(vmq, engine, facts) -> None:
+    engine.answer({"vms": 1})
+
+    assert (
+        vmq("doctor")[2]
+        == "the engine's answer is not a list of rows. Remedy: Use the vmq of the engine's version\n"
+    )
+
+
+def test_nothing_that_compiles_is_imported() -> None:
+    """It is asked in loops and hooks, too."""
+    program = (
+        "import sys\n"
+        "from vmq.cli import main\n"
+        "main(['doctor', '--json'])\n"
+        "print([name for name in ('numba', 'llvmlite', 'asyncio', 'vmq.jit', 'vmq.engine') if name in sys.modules], file=sys.stderr)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"VMQ_API": "/nonexistent", "PYTHONPATH": ":".join(sys.path)},
+    )
+
+    assert ran.stderr.splitlines()[-1] == "[]"
+    assert len(json.loads(ran.stdout)) >= len(CATALOGUE)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asked for, and not in effect: every reason that an engine can give becomes a finding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.doctor.hosts import DB, LAN, host, links, nic, only, qemu, see, statuses, vm
+from vmq.dataplane.state import MAX_QUEUES, MAX_VPORTS
+from vmq.doctor.finding import Outcome
+from vmq.doctor.libvirt import parse
+from vmq.doctor.rules_queues import inspected, not_in_effect, queues_unused, refused, too_many
+from vmq.doctor.situation import PortView, Situation
+from vmq.placement import QUEUES_MAX, VMS_MAX
+
+SOCKET = "/run/vmq/web.sock"
+WEB_VM = LAN + vm("web", uplink="lan", socket=SOCKET, queue_pairs=4)
+
+
+def row(state: str, error: str = "", **more: Any) -> dict[str, Any]:
+    """A row of `vmq show vms`."""
+    known = {"what": error, "remedy": "do it"} if error else None
+    return {"name": "web", "state": state, "queues_running": 0, "last_error": known, "drops": {}} | more
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "guest memory is not shared: nothing that the guest's driver writes arrives in the file we were given",
+        "ring 0: the driver has not started it",
+        "the driver has not enabled the queue",
+        "a descriptor chain is longer than the queue size: it loops",
+        "the guest was told an MTU of 9000, and the VM port's is 1500: longer frames are dropped",
+    ],
+)
+@pytest.mark.parametrize("state", ["connected", "faulted", "running"])
+def test_every_reason_for_no_queue_is_a_finding_with_it(reason: str, state: str) -> None:
+    found = only(not_in_effect(see("", None, vms=[row(state, reason)])))
+
+    assert found.evidence[1].value == reason
+    assert found.fix.command == "do it"
+    assert found.severity == ("error" if state == "faulted" else "note")
+
+
+def test_a_vm_that_loses_frames_meanwhile_is_an_error() -> None:
+    lost = row("connected", drops={"to_guest_not_running": 3, "own_address": 1})
+
+    found = only(not_in_effect(see("", None, vms=[lost])))
+    assert (found.severity, found.evidence[2].value) == ("error", "3 to_guest_not_running")
+
+
+@pytest.mark.parametrize("state", ["running", "listening", "connecting"])
+def test_a_vm_that_runs_or_is_off_is_none(state: str) -> None:
+    assert statuses(not_in_effect(see("", None, vms=[row(state)]))) == ["clear"]
+
+
+def test_a_spoofed_source_is_another_rules() -> None:
+    spoofed = row("running", "it sends from 52:54:00:00:00:99, which is not one of its addresses")
+
+    assert statuses(not_in_effect(see("", None, vms=[spoofed]))) == ["clear"]
+
+
+def uplink(**more: Any) -> dict[str, Any]:
+    return {"name": "lan", "kind": "packet", "device": "eth0", "state": "up"} | more
+
+
+def test_requested_and_effective_differ() -> None:
+    """Wherever they differ in vmq show there is a finding with the same reason."""
+    settings = [
+        {"name": "mtu", "requested": 1500, "effective": 1400, "why": "the device changed after vmq started"},
+        {"name": "receive_bytes", "requested": 8, "effective": 4, "why": "net.core.rmem_max"},
+        {"name": "bridge", "requested": None, "effective": "br0", "why": ""},
+        {"name": "device", "requested": "eth0", "effective": "eth0", "why": ""},
+    ]
+    mtu, buffer = not_in_effect(see("", None, vms=[], uplinks=[uplink(settings=settings)]))
+
+    assert (mtu.subject, mtu.why) == ("uplink lan", "the device changed after vmq started")
+    assert mtu.evidence[0].value == "effective 1400"
+    assert buffer.fix is not None
+    assert "sysctl -w net.core.rmem_max" in buffer.fix.command
+
+
+def test_a_worker_that_was_moved() -> None:
+    shown = {"processors": [{"cpu": 1, "effective": [2], "thread": 77}]}
+
+    assert only(not_in_effect(see("", None, **shown))).fix.command == "taskset -pc 1 77"
+    assert statuses(not_in_effect(see("", None, processors=[{"cpu": 1, "effective": [1]}]))) == ["clear"]
+
+
+# --- what QEMU was told -------------------------------------------------------------------------------------
+
+
+def told(*words: str, **keys: Any) -> list[Outcome]:
+    return not_in_effect(see(WEB_VM, None, qemu("web", *words, **keys)))
+
+
+def test_memory_that_is_not_shared_is_an_error_before_anything_runs() -> None:
+    found = only(told(shared=False))
+
+    assert (found.severity, found.vms) == ("error", ("web",))
+    assert "share=on" in found.fix.command
+    assert statuses(told()) == ["unknown"]  # no engine runs: nothing more can be said
+
+
+def test_a_libvirt_domain_without_shared_memory() -> None:
+    from xml.etree import ElementTree as ET
+
+    text = (
+        "<domain><name>web</name>{}<devices><interface type='vhostuser'><mac address='52:54:00:00:00:01'/>"
+        "<source type='unix' path='/run/vmq/web.sock' mode='client'/></interface></devices></domain>"
+    )
+    private = parse(ET.fromstring(text.format("")), "web.xml")
+    shared = parse(
+        ET.fromstring(text.format("<memoryBacking><access mode='shared'/></memoryBacking>")), "web.xml"
+    )
+
+    assert only(not_in_effect(see(WEB_VM, None, private))).severity == "error"
+    assert statuses(not_in_effect(see(WEB_VM, None, shared))) == ["unknown"]
+
+
+def test_qemu_calls_at_a_socket_that_is_not_ours() -> None:
+    """Known by the address; a guest of another switch has neither."""
+    found = only(not_in_effect(see(WEB_VM.replace(SOCKET, "/run/vmq/w.sock"), None, qemu())))
+
+    assert found.evidence[0].expected == "path=/run/vmq/w.sock"
+    assert statuses(not_in_effect(see(WEB_VM, None, qemu("other", mac=DB)))) == ["unknown"]
+
+
+def test_both_sides_wait_for_the_other() -> None:
+    """mode = "listen" wants a QEMU that connects."""
+    guest = qemu()
+    listening = replace(guest, nics=(replace(guest.nics[0], server=True),))
+
+    assert 'mode = "connect" in [vm.web]' in only(not_in_effect(see(WEB_VM, None, listening))).fix.command
+    text = WEB_VM + 'mode = "connect"\n'
+    assert statuses(not_in_effect(see(text, None, listening))) == ["unknown"]
+    assert 'mode = "listen" in [vm.web]' in only(not_in_effect(see(text, None, guest))).fix.command
+
+
+# --- the rest -----------------------------------------------------------------------------------------------
+
+
+def ports(count: int, pairs: int) -> Situation:
+    made = Situation()
+    made.__dict__["ports"] = tuple(
+        PortView(f"v{number}", "", "listen", None, (), None, pairs, None, None) for number in range(count)
+    )
+    return made
+
+
+def test_more_receive_queues_than_an_engine_has() -> None:
+    """1024 VMs with 16 are exactly all."""
+    assert (QUEUES_MAX, VMS_MAX) == (MAX_QUEUES, MAX_VPORTS)
+    found = only(too_many(ports(1026, 16)))
+
+    assert found.evidence[2].value == "v1024, v1025"
+    assert found.fix.command == "queue_pairs = 15 in each [vm.NAME] of vmq.toml"
+    assert statuses(too_many(ports(1024, 16))) == ["clear"]
+    assert statuses(too_many(ports(2049, 1))) == ["found"]
+    assert statuses(too_many(ports(0, 1))) == ["not_applicable"]
+
+
+def test_a_device_that_is_gone_or_refuses() -> None:
+    """The refused parameter and the reason, verbatim."""
+    why = "the device refused 52:54:00:00:00:01: Operation not supported"
+    setting = {"name": "promiscuous", "requested": False, "effective": True, "why": why}
+
+    assert only(refused(see("", None, uplinks=[uplink(state="gone")]))).severity is None
+    found = only(refused(see("", None, uplinks=[uplink(settings=[setting])])))
+    assert (found.severity, found.evidence[0].value) == ("warning", why)
+    assert statuses(refused(see("", None, uplinks=[uplink()]))) == ["clear"]
+    assert statuses(refused(see(WEB_VM))) == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("queues", "device", "wrong"),
+    [
+        (4, ",vectors=10", ["mq=off"]),
+        (4, ",mq=on,vectors=9", ["vectors=9"]),
+        (8, ",mq=on", ["queues=8"]),
+        (4, ",mq=on,vectors=10", []),
+        (4, ",mq=on", []),
+    ],
+)
+def test_several_queues_need_mq_vectors_and_queue_pairs(queues: int, device: str, wrong: list[str]) -> None:
+    """vectors = 2 × queues + 2."""
+    outcomes = queues_unused(see(WEB_VM, None, qemu(queues=queues, device=device)))
+
+    assert statuses(outcomes) == ["found" if wrong else "clear"]
+    if wrong:
+        assert [entry.value for entry in outcomes[0].evidence] == wrong
+
+
+def test_a_guest_that_uses_fewer_queues_than_it_was_given() -> None:
+    guest = qemu(queues=4, device=",mq=on,vectors=10")
+
+    found = only(queues_unused(see(WEB_VM, None, guest, vms=[row("running", queues_running=1)])))
+    assert "ethtool -L DEVICE combined 4" in found.fix.command
+    assert statuses(queues_unused(see(WEB_VM, None, guest, vms=[row("running", queues_running=4)]))) == [
+        "clear"
+    ]
+    assert statuses(queues_unused(see(WEB_VM, None, qemu()))) == ["not_applicable"]
+
+
+def test_the_firewall_sees_bridged_frames() -> None:
+    tap = '[uplink.lan]\nkind = "tap"\ndevice = "t"\nbridge = "br0"\n'
+    key = "net.bridge.bridge-nf-call-iptables"
+
+    found = only(inspected(see(tap, host("0", sysctls={key: "1"}))))
+    assert (found.fix.command, found.undo) == (f"sysctl -w {key}=0", f"sysctl -w {key}=1")
+    assert statuses(inspected(see(tap, host("0", sysctls={key: "0"})))) == ["clear"]
+    assert statuses(inspected(see(LAN, host("0", sysctls={key: "1"}, links=links(nic("eth0")))))) == [
+        "not_applicable"
+    ]

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network device's driver says of itself: SIOCETHTOOL and the few questions that the doctor asks.
+
+linux-ethtool.h, and linux-if.h for the request.
+"""
+
+from __future__ import annotations
+
+from vmq.abi.layout import layout, u8, u32, u64
+
+SIOCETHTOOL = 0x8946
+ETHTOOL_GDRVINFO, ETHTOOL_GSTRINGS, ETHTOOL_GSSET_INFO, ETHTOOL_GFEATURES = 0x03, 0x1B, 0x37, 0x3A
+ETH_SS_FEATURES = 4
+ETH_GSTRING_LEN = 32
+FEATURES_MAX = 256  # far more than any kernel has
+
+ifreq_data = layout(40, ("name", "S16"), ("data", u64), ("rest", u64, (2,)))
+drvinfo = layout(
+    196,
+    ("cmd", u32),
+    ("driver", "S32"),
+    ("version", "S32"),
+    ("fw_version", "S32"),
+    ("bus_info", "S32"),
+    ("erom_version", "S32"),
+    ("rest", u8, (32,)),
+)
+sset_info = layout(24, ("cmd", u32), ("reserved", u32), ("sset_mask", u64), ("data", u32), ("padding", u32))
+gstrings = layout(
+    12 + FEATURES_MAX * ETH_GSTRING_LEN,
+    ("cmd", u32),
+    ("string_set", u32),
+    ("len", u32),
+    ("data", "S32", (FEATURES_MAX,)),
+)
+feature_block = layout(16, ("available", u32), ("requested", u32), ("active", u32), ("never_changed", u32))
+gfeatures = layout(
+    8 + FEATURES_MAX // 32 * 16,
+    ("cmd", u32),
+    ("size", u32),
+    ("features", feature_block, (FEATURES_MAX // 32,)),
+)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device's driver says: its name and version, and which offloads are on.
+
+The kernel keeps this out of sysfs. It is asked by ioctl, as `ethtool -i` and `ethtool -k` do; asking needs no right and
+changes nothing. A device that does not answer has no record: whoever needs one says "unknown".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vmq.abi import ethtool as et
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One device's driver. `features`: name → whether it is on, by the names of `ethtool -k` in the kernel."""
+
+    name: str = ""
+    version: str = ""
+    firmware: str = ""
+    features: Mapping[str, bool] = field(default_factory=dict)
+
+
+def describe(device: str) -> Driver | None:
+    """What the driver of a device says; None if it says nothing."""
+    said, features = np.zeros(1, et.drvinfo), dict[str, bool]()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
+        with contextlib.suppress(OSError):  # loopback has no driver
+            _ask(asked, device, said, et.ETHTOOL_GDRVINFO)
+        with contextlib.suppress(OSError):
+            features = _features(asked, device)
+    if not said["driver"][0] and not features:
+        return None
+    name, version, firmware = (
+        bytes(said[key][0]).decode(errors="replace") for key in ("driver", "version", "fw_version")
+    )
+    return Driver(name, version, firmware, features)
+
+
+def _features(asked: socket.socket, device: str) -> dict[str, bool]:
+    question = np.zeros(1, et.sset_info)
+    question["sset_mask"] = 1 << et.ETH_SS_FEATURES
+    count = min(int(_ask(asked, device, question, et.ETHTOOL_GSSET_INFO)[0]["data"]), et.FEATURES_MAX)
+    words = np.zeros(1, et.gstrings)
+    words["string_set"], words["len"] = et.ETH_SS_FEATURES, count
+    names = _ask(asked, device, words, et.ETHTOOL_GSTRINGS)[0]["data"]
+    question = np.zeros(1, et.gfeatures)
+    question["size"] = (count + 31) // 32
+    blocks = _ask(asked, device, question, et.ETHTOOL_GFEATURES)[0]["features"]["active"]
+    return {
+        bytes(names[bit]).decode(errors="replace"): bool(int(blocks[bit // 32]) >> bit % 32 & 1)
+        for bit in range(count)
+    }
+
+
+def _ask(asked: socket.socket, device: str, body: Any, command: int) -> Any:
+    """Put one question; the answer stands where the question stood."""
+    body["cmd"] = command
+    request = np.zeros(1, et.ifreq_data)
+    request["name"], request["data"] = device.encode(), body.__array_interface__["data"][0]
+    fcntl.ioctl(asked, et.SIOCETHTOOL, request.tobytes())
+    return body
