@@ -21,6 +21,7 @@ it names nobody, is never followed, and is counted. The ids of a first generatio
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 from typing import Generic, TypeVar
@@ -158,8 +159,8 @@ class Slots(Generic[Item]):
         """Slots `first` to `first + capacity - 1`."""
         if not 0 <= first < first + capacity <= SLOTS_MAX:
             raise ValueError(f"slots {first} to {first + capacity - 1} of {SLOTS_MAX}")
-        self._free = dict.fromkeys(range(first, first + capacity))  # in the order in which they are used
-        self._generations = dict.fromkeys(self._free, 0)
+        self._generations = dict.fromkeys(range(first, first + capacity), 0)
+        self._free = deque(self._generations)
         self._items: dict[int, Item] = {}
         self.stale = 0  # look-ups by an id whose item is gone
 
@@ -167,14 +168,13 @@ class Slots(Generic[Item]):
         """The item's new id; None if every slot is taken."""
         if not self._free:
             return None
-        slot = next(iter(self._free))
-        del self._free[slot]
+        slot = self._free.popleft()
         name = self._generations[slot] << SLOT_BITS | slot
         self._items[name] = item
         return name
 
-    def find(self, name: int) -> Item | None:
-        """The item, if the id is of this generation; a former one is counted."""
+    def find(self, name: object) -> Item | None:
+        """The item, if this is its id, whatever a client may have sent; a former id is counted."""
         if not isinstance(name, int) or isinstance(name, bool):
             return None
         item = self._items.get(name)
@@ -192,7 +192,7 @@ class Slots(Generic[Item]):
         slot = name % SLOTS_MAX
         self._generations[slot] += 1
         if self._generations[slot] < 1 << GENERATION_BITS:
-            self._free[slot] = None
+            self._free.append(slot)
 
     def __iter__(self) -> Iterator[Item]:
         """The items, oldest first."""

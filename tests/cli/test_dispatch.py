@@ -24,6 +24,7 @@ SLOW = ("numpy", "numba", "llvmlite", "pyroute2", "rich", "asyncio", "vmq.datapl
         (["__complete", "vms"], 1, ("msgspec",)),
         (["check", "/nonexistent"], 2, ()),
         (["plan", "/nonexistent"], 2, ()),
+        (["doctor", "--help"], 0, ("msgspec",)),
         (["explain", "--mac", "52:54:00:00:00:01"], 1, ("msgspec",)),
     ],
 )
@@ -74,7 +75,7 @@ def test_version_and_help_are_done(vmq) -> None:
     assert vmq("--version") == (0, f"vmq {__version__}\n", "")
     code, out, err = vmq("--help")
     assert (code, err) == (0, "")
-    for verb in ("run", "demo", "check", "plan", "show", "explain", "snippet", "schema", "completion"):
+    for verb in ("run", "demo", "check", "plan", "show", "explain", "doctor", "snippet", "schema", "completion"):
         assert f"\n    {verb} " in out
     assert "__complete" not in out
 

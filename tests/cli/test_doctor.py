@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.control.daemon import Process
 from tests.doctor.hosts import EIGHT, host, links, nic
+from tests.engine.running import FIRST_CPU, MACS, frame, until
+from vmq.cli import build_parser
+from vmq.cli.show import COLUMNS
+from vmq.config import Engine, Packet, Tap, Vm
 from vmq.doctor import CATALOGUE, Facts
 
 CONFIG = """
@@ -231,3 +239,88 @@ def test_nothing_that_compiles_is_imported() -> None:
 
     assert ran.stderr.splitlines()[-1] == "[]"
     assert len(json.loads(ran.stdout)) >= len(CATALOGUE)
+
+
+def test_the_page_for_administrators_names_what_exists() -> None:
+    """docs/administrators.md: keys of the configuration, verbs and views of vmq."""
+    page = (Path(__file__).parents[2] / "docs/administrators.md").read_text()
+    records = {"engine": (Engine,), "uplink": (Tap, Packet), "vm": (Vm,)}
+    keys = set(re.findall(r"`\[(engine|uplink|vm)(?:\.NAME)?\] (\w+)`", page))
+    verbs = set(re.findall(r"`vmq (\w+)(?: (\w+))?[^`]*`", page.replace("\n", " ")))
+
+    assert len(keys) > 8
+    assert {
+        (table, key) for table, key in keys if not any(key in one.__struct_fields__ for one in records[table])
+    } == set()
+    assert {verb for verb, _ in verbs} <= set(build_parser().get_default("verbs"))
+    assert {view for verb, view in verbs if verb == "show"} <= set(COLUMNS)
+    codes = set(re.findall(r"\bD\d\d\b", page))
+    assert codes <= {entry.code for entry in CATALOGUE}
+
+
+# --- for real -----------------------------------------------------------------------------------------------
+
+STRANGER = "52:54:00:00:00:99"
+REAL = """
+[engine]
+api = "{folder}/api.sock"
+processors = "{cpu}"
+[uplink.lan]
+kind = "pcap"
+read = "{folder}/wire.pcap"
+repeat = true
+rate = 1000
+[vm.wrong]
+uplink = "lan"
+vlan = 10
+mac = "{macs[0]}"
+[vm.twin]
+uplink = "lan"
+mac = "{macs[1]}"
+[vm.moved]
+uplink = "lan"
+mac = "{macs[2]}"
+[vm.nested]
+uplink = "lan"
+mac = "{macs[3]}"
+[vm.well]
+uplink = "lan"
+mac = "{macs[4]}"
+"""
+
+
+def capture(path: Path, *frames: bytes) -> None:
+    """A capture file. pcap "File Header", "Packet Record"."""
+    records = [struct.pack("<IIII", 0, 0, len(one), len(one)) + one for one in frames]
+    path.write_bytes(b"".join([struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), *records]))
+
+
+def test_mistakes_of_a_real_engine_and_its_guests_are_found(vmq, tmp_path) -> None:
+    """Wrong VLAN, a twin on the wire, an address that changed, one more address; and nothing about the one without."""
+    wrong = frame(MACS[0], MACS[50])
+    tagged = wrong[:12] + bytes.fromhex("81000014") + wrong[12:]
+    capture(tmp_path / "wire.pcap", tagged, frame("ff:ff:ff:ff:ff:ff", MACS[1]))
+    process = Process(tmp_path)
+    process.path.write_text(REAL.format(folder=tmp_path, cpu=FIRST_CPU, macs=MACS))
+    guests = {name: MACS[number] for number, name in enumerate(("moved", "nested", "well"), 2)}
+    with process.start().ready(), contextlib.ExitStack() as stack:
+        moved, nested, well = (stack.enter_context(process.guest(name, mac)) for name, mac in guests.items())
+        for guest, sources in ((moved, (STRANGER,)), (nested, (nested.mac, STRANGER)), (well, (well.mac,))):
+            guest.send([frame(MACS[60], source) for source in sources])
+            assert guest.sent()
+        until(lambda: len([row for row in process.show("misses") if row["vm"]]) == 4, "four near misses")
+        code, out, _ = vmq("doctor", "D12", "D15", "D16", "D32", "--json", "--config", str(process.path))
+        assert code == 1
+        assert (
+            vmq("doctor", "D12", "D15", "D16", "D32", "--vm", "well", "--config", str(process.path))[0] == 0
+        )
+
+    found = {one["code"]: one for one in json.loads(out) if one["status"] == "found"}
+    assert {code: one["subject"] for code, one in found.items()} == {
+        "D12": "VM wrong",
+        "D15": "VM twin and a station on uplink lan",
+        "D16": "VM moved",
+        "D32": "VM nested",
+    }
+    assert found["D12"]["fix"]["command"].startswith("vlan = 20 in [vm.wrong]")
+    assert STRANGER in found["D16"]["fix"]["command"]

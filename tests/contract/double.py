@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from vmq.abi.ethernet import mac_number
 from vmq.contract import DEFAULT_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
 from vmq.errors import ApiError, VmqError
@@ -34,6 +36,7 @@ class Double:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.grants: dict[int, Grant] = {}
+        self.asked: dict[int, Parameters] = {}
         self.running = {DEFAULT_QUEUE}
         self.filters: dict[int, Mapping[int, Filter]] = {}  # in effect; no empty ones
         self.busy: set[int] = set()  # something still writes to their buffers
@@ -45,14 +48,14 @@ class Double:
         if self.refuses:
             raise VmqError("no such ring")
         assert queue not in self.grants
-        self.grants[queue] = grant
+        self.grants[queue], self.asked[queue] = grant, parameters
         self.told.append(("acquire", queue, grant.processor, grant.buffers))
 
     def release(self, queue: int) -> None:
         assert queue in self.stopping
         assert queue not in self.busy
         assert not self.out.get(queue)
-        del self.grants[queue]
+        del self.grants[queue], self.asked[queue]
         self.stopping.remove(queue)
         self.told.append(("release", queue))
 
@@ -92,7 +95,7 @@ class Double:
 
     def change(self, queue: int, grant: Grant, parameters: Parameters) -> None:
         assert queue in self.grants
-        self.grants[queue] = grant
+        self.grants[queue], self.asked[queue] = grant, parameters
         self.told.append(("change", queue, grant.processor, grant.buffers))
 
     def clear_counters(self, queue: int) -> None:
@@ -141,10 +144,8 @@ class Bench:
     def refused(self, call: Any, *values: Any) -> str:
         """The status that the call is refused with; nothing has changed."""
         before = self.everything()
-        try:
+        with pytest.raises(ApiError) as refused:
             call(*values)
-        except ApiError as error:
-            assert str(error)
-            assert self.everything() == before
-            return error.status
-        raise AssertionError("it was done")
+        assert str(refused.value)
+        assert self.everything() == before
+        return refused.value.status

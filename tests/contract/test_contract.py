@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.contract.any_order import AnyOrder
 from tests.contract.double import Bench, filter_of
-from vmq.contract import DEFAULT_QUEUE, Budget, Capabilities, Property
+from vmq.contract import DEFAULT_QUEUE, STATUSES, Budget, Capabilities, Operation, Parameters, Property
 from vmq.contract.contract import QUEUES_MAX
 from vmq.errors import ApiError
 from vmq.filters import Capabilities as FilterCapabilities
@@ -127,6 +128,7 @@ def test_a_change_of_a_receive_queue_that_runs_reaches_the_engine_and_disturbs_n
     bench.forget()
     bench.contract.set_parameters("a", name, {"processor": 2, "suggested_buffers": 100, "name": "other"})
     assert bench.double.told == [("change", name, 2, 100)]
+    assert bench.double.asked[name].name == "other"
     assert bench.events == []
     row = bench.contract.queue_parameters("a", name)
     assert (row["name"], row["effective"]) == ("other", {"processor": 2, "suggested_buffers": 100})
@@ -500,7 +502,54 @@ def test_a_reset_in_the_middle_of_teardown_changes_nothing_there(bench):
     assert bench.step(name) == "Undefined"
 
 
-# --- any order ------------------------------------------------------------------------------------------------
+# --- any value, any order -------------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=300),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+members = st.dictionaries(
+    st.sampled_from([*Parameters.__struct_fields__, "colour"]), anything | st.integers(0, 99), max_size=3
+)
+
+
+@given(owner=anything, name=anything | st.sampled_from([0, 1]), values=members)
+def test_no_value_that_json_has_breaks_an_operation(owner, name, values):
+    """Done, or refused in a documented word with everything as it was; never an exception of another kind."""
+    bench = Bench()
+    mine = bench.queue("a", filter_of(1))
+    contract = bench.contract
+    contract.set_filter("a", DEFAULT_QUEUE, filter_of(9))
+    for operation, call, *given_values in (
+        (Operation.ALLOCATE_QUEUE, contract.allocate, owner, values),
+        (Operation.ALLOCATE_QUEUE, contract.allocate, "a", values),
+        (Operation.QUEUE_PARAMETERS, contract.set_parameters, "a", mine, values),
+        (Operation.QUEUE_PARAMETERS, contract.set_parameters, owner, name, values),
+        (Operation.QUEUE_PARAMETERS, contract.queue_parameters, owner, name),
+        (Operation.FREE_QUEUE, contract.free, owner, name),
+        (Operation.SET_FILTER, contract.set_filter, owner, name, filter_of(2)),
+        (Operation.CLEAR_FILTER, contract.clear_filter, owner, name),
+        (Operation.MOVE_FILTER, contract.move_filter, owner, 1, name),
+        (Operation.MOVE_FILTER, contract.move_filter, "a", name, mine),
+        (Operation.PARAMETERS, contract.filter_parameters, owner, name),
+        (Operation.ENUM_FILTERS, contract.enum_filters, owner, name),
+        (Operation.ENUM_QUEUES, contract.enum_queues, owner),
+        (Operation.RESET_STATISTICS, contract.reset_statistics, owner, name),
+    ):
+        before = bench.everything()
+        try:
+            call(*given_values)
+        except ApiError as error:
+            status = error.status
+        else:
+            continue
+        assert status in STATUSES[operation]
+        assert bench.everything() == before
+    assert [one.status for one in contract.allocation_complete(owner, [name])] == ["INVALID_PARAMETER"]
+    contract.release_owner(owner)
+    contract.progress(name)
+
 
 AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase

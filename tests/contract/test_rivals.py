@@ -76,9 +76,7 @@ def test_a_filter_that_moves_does_not_quarrel_with_itself():
 
 
 some = st.one_of(
-    st.builds(
-        filter_of, st.integers(1, 3), st.sampled_from([None, 0, 10, 11]), priority=st.integers(0, 1)
-    ),
+    st.builds(filter_of, st.integers(1, 3), st.sampled_from([None, 0, 10, 11]), priority=st.integers(0, 1)),
     st.sampled_from([MASK, INNER]),
 )
 
@@ -99,6 +97,6 @@ def test_a_thousand_other_addresses_cost_no_comparison(monkeypatch):
     """1,000 filter changes a second: the work of one does not grow with the number of filters."""
     asked = []
     rivals = filled(*((filter_of(number % 250 + 1, number // 250 + 1), 7) for number in range(1000)))
-    monkeypatch.setattr(module, "overlap", lambda a, b: asked.append(a))
+    monkeypatch.setattr(module, "overlap", lambda a, b: asked.append((a, b)))
     rivals.quarrel(filter_of(255, 10), 8)
     assert asked == []

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.doctor.hosts import record
@@ -90,6 +93,24 @@ def test_qemu_processes_with_their_threads_and_nodes(tmp_path: Path) -> None:
     assert (found.name, found.where) == ("db", "812 (QEMU process)")
     assert found.pinned == ((3,), (4, 5))
     assert found.nodes == {0: 10, 1: 307}
+
+
+def test_a_process_that_runs_here_is_found() -> None:
+    """The real /proc, and a program that only calls itself QEMU."""
+    name = f"vmq-doctor-{os.getpid()}"
+    words = ["qemu-system-x86_64", "-c", "print(flush=True); input()", "-name", name, *LIBVIRT[2:]]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, executable=sys.executable, stdin=pipe, stdout=pipe) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()  # a process has no command line for a moment while it starts
+            found = {machine.name: machine for machine in processes(Path("/proc"))}
+        finally:
+            child.communicate(b"\n", timeout=20)
+
+    assert found[name].where == f"{child.pid} (QEMU process)"
+    assert found[name].shared
+    assert found[name].nics[0].socket == "/run/vmq/db.sock"
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:

@@ -83,6 +83,17 @@ def test_requested_and_effective_differ() -> None:
     assert "sysctl -w net.core.rmem_max" in buffer.fix.command
 
 
+def test_a_field_that_has_both_is_a_setting_too() -> None:
+    """vmq plan and show tell a placement so."""
+    asked = {"requested": "direct", "effective": "switched", "why": "the uplink has no queue for each VM"}
+
+    found = only(not_in_effect(see("", None, vms=[row("running", placement=asked)])))
+    assert (found.vms, found.why) == (("web",), "the uplink has no queue for each VM")
+    assert statuses(
+        not_in_effect(see("", None, vms=[row("running", placement=asked | {"requested": None})]))
+    ) == ["clear"]
+
+
 def test_a_worker_that_was_moved() -> None:
     shown = {"processors": [{"cpu": 1, "effective": [2], "thread": 77}]}
 

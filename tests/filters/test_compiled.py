@@ -117,6 +117,12 @@ def test_no_filters_are_no_rows() -> None:
     assert arrange([]).plain == {}
 
 
+@pytest.mark.parametrize("entry", [(Filter((TO_A,)), NONE), (Filter(()), 1)])
+def test_a_filter_that_has_no_end_is_no_row(entry: Entry) -> None:
+    with pytest.raises(ValueError, match="no filter with a target"):
+        rows([entry])
+
+
 def test_every_field_has_its_columns() -> None:
     for field in Field:
         assert len(rows([(Filter((FieldTest(field, Kind.EQUAL, 1),), flags=NO_FLAGS), 0)])) == 1

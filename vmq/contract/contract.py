@@ -20,7 +20,7 @@ from typing import Any
 from vmq.contract.budget import Budget, Grant, Need, balance, regrant
 from vmq.contract.capabilities import Capabilities, Property, enabled
 from vmq.contract.parameters import NAME_MAX, Parameters, changed, parameters
-from vmq.contract.registry import Effects, Installed, ReceiveQueue, Registry
+from vmq.contract.registry import Effects, Installed, ReceiveQueue, Registry, sees
 from vmq.contract.status import Operation, refusal
 from vmq.contract.views import filter_record, queue_record
 from vmq.errors import ApiError, VmqError
@@ -250,7 +250,7 @@ class Contract:
         return tuple(
             filter_record(installed)
             for installed in self._registry.filters
-            if installed.queue is queue and asker in {None, installed.owner}
+            if installed.queue is queue and sees(asker, installed.owner)
         )
 
     def _check_rivals(self, operation: Operation, queue: ReceiveQueue, new: Filter, besides: int = 0) -> None:
@@ -353,6 +353,6 @@ def _need(asked: Parameters) -> Need:
     return Need(asked.processor, asked.suggested_buffers, asked.weight)
 
 
-def _check_owner(operation: Operation, owner: str) -> None:
+def _check_owner(operation: Operation, owner: object) -> None:
     if not (isinstance(owner, str) and 0 < len(owner) <= NAME_MAX and owner.isprintable()):
         raise refusal(operation, f"owner: {owner!r:.80}", f"a name of 1 to {NAME_MAX} printable characters")

@@ -109,6 +109,11 @@ class Installed:
         return self.queue.id
 
 
+def sees(asker: str | None, owner: str) -> bool:
+    """An owner sees its own, the administrator everything."""
+    return asker is None or asker == owner
+
+
 class Registry:
     """Receive queues and filters by id. Every look-up names the operation that asks, for its statuses."""
 
@@ -127,15 +132,17 @@ class Registry:
         if type(name) is int and name == DEFAULT_QUEUE:
             return self.default
         queue = self.queues.find(name)
-        if queue is None or asker not in {None, queue.owner}:
-            raise refusal(operation, f"receive queue {name!r}: no such receive queue of yours", LIST_QUEUES)
+        if queue is None or not sees(asker, queue.owner):
+            raise refusal(
+                operation, f"receive queue {name!r:.80}: no such receive queue of yours", LIST_QUEUES
+            )
         return queue
 
     def filter(self, operation: Operation, asker: str | None, name: int) -> Installed:
         """The filter, if it is the asker's."""
         installed = self.filters.find(name)
-        if installed is None or asker not in {None, installed.owner}:
-            raise refusal(operation, f"filter {name!r}: no such filter of yours", LIST_FILTERS)
+        if installed is None or not sees(asker, installed.owner):
+            raise refusal(operation, f"filter {name!r:.80}: no such filter of yours", LIST_FILTERS)
         return installed
 
     def follow(self, operation: Operation, queue: ReceiveQueue, event: Event) -> State:

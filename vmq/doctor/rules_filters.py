@@ -79,7 +79,7 @@ def _looked(see: Situation, outcomes: list[Outcome], *looked: Evidence) -> list[
 
 def wrong_vlan(see: Situation) -> list[Outcome]:
     """D12: a VM's filter waits in a VLAN in which its frames do not come."""
-    outcomes = [said for row in _misses(see, "D12") for said in [_seen_elsewhere(see, row)]]
+    outcomes = [_seen_elsewhere(see, row) for row in _misses(see, "D12")]
     for uplink in see.uplinks.values():
         tagged = [port for port in ports_on(see, uplink.name) if port.vlan]
         if tagged and uplink.link is not None:
@@ -284,7 +284,10 @@ def _same_in_qemu(see: Situation) -> Iterator[Outcome]:
     for (machine, nic), (other, twin) in combinations(nics, 2):
         ports = [ours.get((id(machine), id(nic))), ours.get((id(other), id(twin)))]
         known = [port for port in ports if port is not None]
-        if nic.mac != twin.mac or machine.name == other.name or not known:
+        same_guest = (
+            machine is not other and machine.name == other.name
+        )  # it runs, and its domain was named, too
+        if nic.mac != twin.mac or same_guest or not known:
             continue
         if len(known) == 2 and known[0].segment != known[1].segment:
             continue

@@ -15,6 +15,7 @@ from itertools import combinations
 from vmq.config.forms import cpu_text
 from vmq.doctor.facts import Cpu, Facts
 from vmq.doctor.finding import Evidence, Fix, Outcome, clear, found, settled, unknown
+from vmq.doctor.machines import Machine
 from vmq.doctor.situation import Attached, Situation, UplinkView
 from vmq.placement import free_cores
 
@@ -115,12 +116,11 @@ def on_siblings(see: Situation) -> list[Outcome]:
         if two.number in one.siblings
     ]
     outcomes += [
-        said
+        _beside_vcpu(see, number, machine, allowed)
         for machine in see.machines
         for allowed in machine.pinned
         for number in see.processors
         if allowed and set(allowed) <= set(cpus[number].siblings)
-        for said in [_beside_vcpu(see, number, machine.name, machine.where, allowed)]
     ]
     looked = [Evidence(TOPOLOGY.format(cpu), cpu_text(cpus[cpu].siblings)) for cpu in see.processors]
     return settled(outcomes, *looked)
@@ -142,13 +142,19 @@ def _share_a_core(see: Situation, one: Cpu, two: Cpu) -> Outcome:
     )
 
 
-def _beside_vcpu(see: Situation, number: int, name: str, where: str, allowed: tuple[int, ...]) -> Outcome:
+def _beside_vcpu(see: Situation, number: int, machine: Machine, allowed: tuple[int, ...]) -> Outcome:
     return found(
         f"processor {number}",
-        Evidence(f"vCPU thread of {name}, {where}: Cpus_allowed_list", cpu_text(allowed), "another core"),
+        Evidence(
+            f"vCPU thread of {machine.name}, {machine.where}: Cpus_allowed_list",
+            cpu_text(allowed),
+            "another core",
+        ),
         Evidence(TOPOLOGY.format(number), cpu_text(see.facts.cpus[number].siblings)),
         why="The worker shares a core with a vCPU: each slows the other down.",
-        fix=Fix(f"Pin the vCPU to another core: taskset -pc CPU TID, or virsh vcpupin {name} VCPU CPU"),
+        fix=Fix(
+            f"Pin the vCPU to another core: taskset -pc CPU TID, or virsh vcpupin {machine.name} VCPU CPU"
+        ),
     )
 
 

@@ -23,7 +23,7 @@ from vmq.doctor.finding import (
     settled,
     unknown,
 )
-from vmq.doctor.situation import Attached, Situation
+from vmq.doctor.situation import Attached, Row, Situation
 from vmq.placement import QUEUES_MAX, VMS_MAX
 
 VIEWS_WITH_SETTINGS = ("vms", "queues", "uplinks", "processors")
@@ -42,7 +42,7 @@ def not_in_effect(see: Situation) -> list[Outcome]:
     outcomes += [said for row in see.rows("vms") or () for said in _without_queue(row)]
     for view in VIEWS_WITH_SETTINGS:
         for row in see.rows(view) or ():
-            outcomes += [said for one in row.get("settings") or () for said in _setting(view, row, one)]
+            outcomes += [said for one in _settings(row) for said in _setting(view, row, one)]
     moved = (_moved(row) for row in see.rows("processors") or ())
     outcomes += [said for said in moved if said is not None]
     return settled(
@@ -50,7 +50,7 @@ def not_in_effect(see: Situation) -> list[Outcome]:
     )
 
 
-def _without_queue(row: Mapping[str, Any]) -> Iterator[Outcome]:
+def _without_queue(row: Row) -> Iterator[Outcome]:
     """A front-end is connected and its guest has no running receive queue, or the engine names an obstacle."""
     error, state = row.get("last_error"), row.get("state")
     if state not in ("connected", "faulted", "running") or (state == "running" and not error):
@@ -76,7 +76,15 @@ def _without_queue(row: Mapping[str, Any]) -> Iterator[Outcome]:
     )
 
 
-def _setting(view: str, row: Mapping[str, Any], setting: Mapping[str, Any]) -> Iterator[Outcome]:
+def _settings(row: Row) -> Iterator[Row]:
+    """What a row tells as requested, effective and why: a list of settings, and fields of that form."""
+    yield from row.get("settings") or ()
+    for name, value in row.items():
+        if isinstance(value, Mapping) and {"requested", "effective"} <= set(value):
+            yield {"name": name, **value}
+
+
+def _setting(view: str, row: Row, setting: Row) -> Iterator[Outcome]:
     """One setting with requested, effective and why. What nobody asked for has no requested value."""
     asked, effective, why = setting.get("requested"), setting.get("effective"), str(setting.get("why") or "")
     if asked is None or asked == effective:
@@ -99,7 +107,7 @@ def _override(key: str, effective: Any, why: str) -> str:
     return f"Correct what the reason names and restart vmq run; or accept it: set {key} to {effective}"
 
 
-def _moved(row: Mapping[str, Any]) -> Outcome | None:
+def _moved(row: Row) -> Outcome | None:
     """A worker whose thread somebody else has moved."""
     cpu, effective = row.get("cpu"), row.get("effective")
     if not effective or effective == [cpu]:
@@ -213,47 +221,45 @@ def refused(see: Situation) -> list[Outcome]:
 
 def queues_unused(see: Situation) -> list[Outcome]:
     """D24: QEMU asks for several receive queues, and something it needs for them is missing."""
-    outcomes, looked = [], []
-    for one in see.attached:
-        nic, port = one.nic, one.port
-        if nic.queues == 1 or not one.by_socket:
-            continue
-        needed = 2 * nic.queues + 2
-        wrong = []
-        if not nic.multiqueue:
-            wrong.append(Evidence(one.machine.where, "mq=off", "mq=on"))
-        if nic.vectors is not None and nic.vectors < needed:
-            wrong.append(Evidence(one.machine.where, f"vectors={nic.vectors}", f"vectors={needed}"))
-        if nic.queues > port.queue_pairs:
-            wrong.append(
-                Evidence(
-                    one.machine.where, f"queues={nic.queues}", f"at most {port.queue_pairs}: queue_pairs"
-                )
-            )
-        running = port.row.get("queues_running")
-        if port.row.get("state") == "running" and running is not None and running < nic.queues and not wrong:
-            wrong.append(Evidence("vmq show vms: queues_running", str(running), str(nic.queues)))
-        looked.append(
-            Evidence(one.machine.where, f"queues={nic.queues}, vectors={nic.vectors or 'chosen by QEMU'}")
-        )
-        if wrong:
-            outcomes.append(
-                found(
-                    port.label,
-                    *wrong,
-                    vms=(port.name,),
-                    why="The guest was given several receive queues and cannot use them all.",
-                    fix=Fix(
-                        f"queues={min(nic.queues, port.queue_pairs)},mq=on,vectors={needed} in QEMU; "
-                        f"in a Linux guest: ethtool -L DEVICE combined {nic.queues}",
-                        QEMU_ENDS,
-                        port.label,
-                    ),
-                )
-            )
-    if not looked:
+    several = [one for one in see.attached if one.by_socket and one.nic.queues > 1]
+    if not several:
         return [not_applicable("no QEMU or libvirt guest of these VM ports asks for several receive queues")]
-    return settled(outcomes, *looked)
+    outcomes = []
+    for one in several:
+        queues, port = one.nic.queues, one.port
+        missing = tuple(_missing(one))
+        if missing:
+            fit = min(queues, port.queue_pairs)
+            fix = f"queues={fit},mq=on,vectors={2 * fit + 2} in QEMU; in a Linux guest: ethtool -L DEVICE combined {fit}"
+            why = "The guest was given several receive queues and cannot use them all."
+            fixed = Fix(fix, QEMU_ENDS, port.label)
+            outcomes.append(found(port.label, *missing, vms=(port.name,), why=why, fix=fixed))
+    said = (f"queues={one.nic.queues}, vectors={one.nic.vectors or 'chosen by QEMU'}" for one in several)
+    return settled(
+        outcomes, *(Evidence(one.machine.where, text) for one, text in zip(several, said, strict=True))
+    )
+
+
+def _missing(one: Attached) -> Iterator[Evidence]:
+    """What stands in the way of several queues; only where nothing does, what the driver made of them."""
+    nic, port, where = one.nic, one.port, one.machine.where
+    needed = 2 * nic.queues + 2
+    wrong = (
+        (not nic.multiqueue, Evidence(where, "mq=off", "mq=on")),
+        (
+            nic.vectors is not None and nic.vectors < needed,
+            Evidence(where, f"vectors={nic.vectors}", f"vectors={needed}"),
+        ),
+        (
+            nic.queues > port.queue_pairs,
+            Evidence(where, f"queues={nic.queues}", f"at most {port.queue_pairs}: queue_pairs"),
+        ),
+    )
+    yield from (evidence for holds, evidence in wrong if holds)
+    running = port.row.get("queues_running")
+    if not any(holds for holds, _ in wrong) and port.row.get("state") == "running" and running is not None:
+        if running < nic.queues:
+            yield Evidence("vmq show vms: queues_running", str(running), str(nic.queues))
 
 
 def inspected(see: Situation) -> list[Outcome]:

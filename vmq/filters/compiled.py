@@ -77,6 +77,8 @@ def rows(filters: Iterable[Entry]) -> npt.NDArray[Any]:
     """Filters that `check` admits, as a table for `match`."""
     made: list[tuple[int, int, int, int, int, int]] = []
     for this, target in in_order(filters):
+        if not this.tests or target == NONE:  # its rows would run into the next filter's
+            raise ValueError(f"no filter with a target: {this} to {target}")
         tests = _tests(this)
         end = len(made) + len(tests)
         for place, (column, mask, value, negated) in enumerate(tests, 1):
