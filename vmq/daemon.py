@@ -21,7 +21,7 @@ from pathlib import Path
 from vmq.config import Config, load
 from vmq.control.explain import explain
 from vmq.control.server import Server
-from vmq.control.views import show
+from vmq.control.views import events, show
 from vmq.dataplane import faults
 from vmq.dataplane.classify import slot_of
 from vmq.engine.engine import Engine
@@ -88,6 +88,7 @@ class Daemon:
         methods = {
             "show": lambda params: show(self.engine, str(params.get("what", "vms"))),
             "explain": lambda params: explain(self.engine, params),
+            "events": lambda params: events(self.engine, params),
             "ping": lambda _params: {"pid": os.getpid(), "compiled_after_start": self.compiled},
         }
         self.server = Server(self.config.engine.api, self.engine.group, methods)

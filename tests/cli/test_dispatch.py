@@ -75,7 +75,19 @@ def test_version_and_help_are_done(vmq) -> None:
     assert vmq("--version") == (0, f"vmq {__version__}\n", "")
     code, out, err = vmq("--help")
     assert (code, err) == (0, "")
-    for verb in ("run", "demo", "check", "plan", "show", "explain", "doctor", "snippet", "schema", "completion"):
+    for verb in (
+        "run",
+        "demo",
+        "check",
+        "plan",
+        "show",
+        "events",
+        "explain",
+        "doctor",
+        "snippet",
+        "schema",
+        "completion",
+    ):
         assert f"\n    {verb} " in out
     assert "__complete" not in out
 

@@ -18,7 +18,9 @@ NOBODY = "52:54:00:00:00:99"
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
     with Running(tmp_path) as one:
-        one.configure({"lan": NO_FRAMES}, a=one.vm("a", 1), b=one.vm("b", 2, vlan=7), c=one.vm("c", 3, uplink="lan"))
+        one.configure(
+            {"lan": NO_FRAMES}, a=one.vm("a", 1), b=one.vm("b", 2, vlan=7), c=one.vm("c", 3, uplink="lan")
+        )
         yield one
 
 
@@ -32,7 +34,11 @@ def test_each_kind_of_miss_has_a_row_with_its_remedy(running: Running) -> None:
         "kind": "wrong_vlan", "vm": "b", "uplink": None, "mac": MACS[1], "vlan": None, "count": 2,
         "remedy": "leave vlan out of [vm.b], or send in VLAN 7",
     }  # fmt: skip
-    assert (rows["unknown_mac"]["mac"], rows["unknown_mac"]["count"], rows["unknown_mac"]["vm"]) == (NOBODY, 3, None)
+    assert (rows["unknown_mac"]["mac"], rows["unknown_mac"]["count"], rows["unknown_mac"]["vm"]) == (
+        NOBODY,
+        3,
+        None,
+    )
     assert (rows["spoofed_source"]["vm"], rows["spoofed_source"]["mac"], rows["spoofed_source"]["count"]) == (
         "a",
         NOBODY,
@@ -41,7 +47,9 @@ def test_each_kind_of_miss_has_a_row_with_its_remedy(running: Running) -> None:
     assert "duplicate_mac" not in rows
 
 
-def test_counts_of_all_processors_are_added_up_and_the_last_vlan_is_of_the_one_that_saw_most(running: Running) -> None:
+def test_counts_of_all_processors_are_added_up_and_the_last_vlan_is_of_the_one_that_saw_most(
+    running: Running,
+) -> None:
     vm = running.engine.vms["c"]
     row = running.engine.workers[0].misses[vm.number]
     row["wrong_vlan"], row["seen_vlan"], row["duplicate"] = 4, 12, 9

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmq.doctor.qemu import is_program, parse, read
+from vmq.doctor.qemu import is_program, number, parse, read
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,26 @@ def test_vcpus(smp: str, vcpus: int) -> None:
 def test_memory_is_shared_if_every_backend_in_use_is(words: str, shared: bool) -> None:
     """memfd is shared if nobody says, a file is not; a backend that is not used does nothing."""
     assert read(words.split()).shared == shared
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-device", '{"a":' * 5000 + "1" + "}" * 5000],
+        ["-device", '{"a":' * 600 + "1" + "}" * 600],
+        ["-smp", "9" * 5000],
+        ["-device", "virtio-net-pci,vectors=" + "9" * 5000],
+        ["-device", "[1]"],
+        ["-device", '{"driver":["virtio-net-pci"]}'],
+        ["-name", ",,,,", "-object", "=,=", "-netdev", ",", "-chardev", "="],
+    ],
+)
+def test_nonsense_is_read_without_harm(words: list[str]) -> None:
+    """Any process of the host may call itself QEMU."""
+    said = read(words)
+
+    assert (said.vcpus, said.shared) == (1, False)
+    assert all(number(one.get("vectors")) is None for one in said.devices)
 
 
 def test_a_word_that_is_a_value_is_no_option() -> None:

@@ -36,7 +36,7 @@ def test_three_uplinks_of_which_first_and_third_overlap() -> None:
     """KB2974384; all pairs are compared, not neighbours only."""
     found = only(overlapping(see(THREE, nics((1, 2), (3, 4), (2, 5)))))
 
-    assert found.subject == "a and c"
+    assert (found.subject, found.severity) == ("a and c", "warning")  # nothing is lost
     assert found.evidence[0] == Evidence(
         "/proc/irq/{11,12}/effective_affinity_list (a)", "1-2", "no processor of c"
     )
@@ -67,7 +67,7 @@ def test_processors_of_uplinks_overlap() -> None:
     )
     found = only(overlapping(see(text)))
 
-    assert found.subject == "uplinks a and c"
+    assert (found.subject, found.severity) == ("uplinks a and c", None)
     assert found.fix.command == 'processors = "4" in [uplink.c] of vmq.toml'
     assert statuses(overlapping(see(text.replace("2,4", "4")))) == ["clear"]
 
@@ -85,7 +85,7 @@ def test_members_of_a_bond_need_identical_processors() -> None:
     """Equal sizes but different processors; equal sets in another order."""
     found = only(differing(see(BOND, nics((1, 2), (3, 4)))))
 
-    assert found.subject == "bond bond0"
+    assert (found.subject, found.severity) == ("bond bond0", "warning")
     assert [entry.value for entry in found.evidence[:2]] == ["1-2", "3-4"]
     assert found.fix.command == "for irq in 23 24; do echo 1-2 > /proc/irq/$irq/smp_affinity_list; done  # b"
     assert statuses(differing(see(BOND, nics((1, 2), (2, 1))))) == ["clear"]

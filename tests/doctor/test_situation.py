@@ -68,6 +68,8 @@ def test_the_mtu_of_a_port_is_its_own_its_uplinks_or_the_default() -> None:
     assert [found.mtu_of(port) for port in found.ports] == [1300, 9000, MTU_DEFAULT]
     assert found.mtu_of(next(ports_on(see(text), "lan"))) == 1300
     assert [port.name for port in ports_on(found, "lan")] == ["a", "b"]
+    assert see(text).uplinks["lan"].mtu_in_effect is None
+    assert see('[uplink.lan]\nkind = "tap"\ndevice = "t"\n').uplinks["lan"].mtu_in_effect == MTU_DEFAULT
 
 
 def test_evidence_names_the_key_of_the_file() -> None:

@@ -6,6 +6,7 @@
     run.py         run, demo            start something in this process
     check.py       check, schema        the configuration, nothing started
     plan.py        plan                 which processor each VM will get, nothing started
+    events.py      events               what has happened in a running engine
     snippet.py     snippet              what QEMU or libvirt has to be told
     show.py        show                 a running engine, in tables or JSON
     explain.py     explain              why a frame goes where it goes

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from vmq import __version__
-from vmq.cli import check, completion, doctor, explain, plan, run, show, snippet
+from vmq.cli import check, completion, doctor, events, explain, plan, run, show, snippet
 from vmq.cli.grammar import Parser, expand
 from vmq.errors import ConfigErrors, VmqError
 
@@ -40,7 +40,7 @@ def build_parser() -> Parser:
         "--print-capabilities", action="store_true", help="what this vhost-user back-end can do, as JSON"
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (run, check, plan, show, explain, doctor, snippet, completion):
+    for group in (run, check, plan, show, events, explain, doctor, snippet, completion):
         group.add(verbs)
     parser.set_defaults(verbs=verbs.choices)
     return parser

@@ -51,11 +51,19 @@ def _of_vm(vm: Vm) -> list[Row]:
         key = f"set vlan = {vlan} for" if vlan else "leave vlan out of"
         own = f"in VLAN {vm.config.vlan}" if vm.config.vlan else "untagged"
         remedy = f"{key} [vm.{vm.name}], or send {own}"
-        found.append({"kind": "wrong_vlan", **known, "vlan": vlan, "count": seen.wrong_vlan, "remedy": remedy})
+        found.append(
+            {"kind": "wrong_vlan", **known, "vlan": vlan, "count": seen.wrong_vlan, "remedy": remedy}
+        )
     if seen.duplicate:
         remedy = "give the VM, or the station on the wire that has it too, another address"
         found.append(
-            {"kind": "duplicate_mac", **known, "vlan": vm.config.vlan, "count": seen.duplicate, "remedy": remedy}
+            {
+                "kind": "duplicate_mac",
+                **known,
+                "vlan": vm.config.vlan,
+                "count": seen.duplicate,
+                "remedy": remedy,
+            }
         )
     if vm.spoofed:
         mac = mac_text(vm.spoofed)

@@ -205,6 +205,16 @@ def show(engine: Engine, what: str) -> list[Row]:
     )
 
 
+def events(engine: Engine, params: Row) -> list[Row]:
+    """What has happened since the record of a number; all that is kept, without one."""
+    since = params.get("since", 0)
+    if type(since) is not int:
+        raise ApiError(
+            "INVALID_PARAMETER", f"since: {since!r} is no number of an event", "give a whole number"
+        )
+    return engine.journal.since(since)
+
+
 def _set_up(vm: Vm) -> list[int]:
     """Receive queues that run or have counted; queue 0 always."""
     rows = vm.queue_rows()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 
+DIGITS = 9  # of numbers that mean something here
 RX_QUEUE_SIZE = 256  # what a virtio-net device has if nobody says
 IMPLIED = {
     "-chardev": "type",
@@ -63,7 +64,7 @@ def is_on(value: str) -> bool:
 
 
 def number(value: str | None) -> int | None:
-    return int(value) if value is not None and value.isdecimal() else None
+    return int(value) if value is not None and value.isdecimal() and len(value) <= DIGITS else None
 
 
 def read(words: list[str]) -> CommandLine:
@@ -96,7 +97,7 @@ def parse(value: str, implied: str) -> Options:
     if value.startswith("{"):
         try:
             return dict(_flat("", json.loads(value)))
-        except ValueError:
+        except (ValueError, RecursionError):  # any process may call itself QEMU and say anything
             return {}
     found: dict[str, str] = {}
     for place, part in enumerate(re.split(r"(?<!,),(?!,)", value)):

@@ -15,6 +15,7 @@ Before anything runs, QEMU's command line and the host's devices say part of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -82,7 +83,7 @@ def wrong_vlan(see: Situation) -> list[Outcome]:
     outcomes = [_seen_elsewhere(see, row) for row in _misses(see, "D12")]
     for uplink in see.uplinks.values():
         tagged = [port for port in ports_on(see, uplink.name) if port.vlan]
-        if tagged and uplink.link is not None:
+        if tagged:
             outcomes += _taken_off(see, uplink, tagged)
             outcomes += _filtered(see, uplink, tagged)
     return _looked(see, outcomes, Evidence(see.where, "no VLAN device below an uplink of tagged VMs"))
@@ -149,7 +150,11 @@ def _filtered(see: Situation, uplink: UplinkView, tagged: list[PortView]) -> Ite
             vms=tuple(port.name for port in stopped),
             confidence="likely",
             why="The NIC drops frames of VLANs that no VLAN device of the host has asked for.",
-            fix=Fix(f"ethtool -K {device} rx-vlan-filter off", "", "frames of all VLANs reach the host"),
+            fix=Fix(
+                f"ethtool -K {device} rx-vlan-filter off, or promiscuous = true in [uplink.{uplink.name}]",
+                "",
+                "frames of all VLANs reach the host",
+            ),
             undo=f"ethtool -K {device} rx-vlan-filter on",
         )
     bridge = see.facts.links.get(uplink.bridge or "")
@@ -284,9 +289,8 @@ def _same_in_qemu(see: Situation) -> Iterator[Outcome]:
     for (machine, nic), (other, twin) in combinations(nics, 2):
         ports = [ours.get((id(machine), id(nic))), ours.get((id(other), id(twin)))]
         known = [port for port in ports if port is not None]
-        same_guest = (
-            machine is not other and machine.name == other.name
-        )  # it runs, and its domain was named, too
+        # A guest that runs, and whose domain was named, too.
+        same_guest = machine is not other and machine.name == other.name
         if nic.mac != twin.mac or same_guest or not known:
             continue
         if len(known) == 2 and known[0].segment != known[1].segment:
@@ -325,18 +329,16 @@ def stale_filter(see: Situation) -> list[Outcome]:
     outcomes = []
     for one in see.attached:
         if one.by_socket and one.nic.mac and one.nic.mac not in one.port.macs:
-            name, was = one.port.name, ", ".join(one.port.macs)
+            name, was = one.port.name, json.dumps(one.port.macs)
             outcomes.append(
                 found(
                     one.port.label,
-                    Evidence(
-                        one.machine.where, f"mac={one.nic.mac}", f"mac={one.port.macs[0]}" if was else ""
-                    ),
+                    Evidence(one.machine.where, f"mac={one.nic.mac}", f"mac={', or '.join(one.port.macs)}"),
                     Evidence(see.key(f"vm.{name}", "mac"), was, one.nic.mac),
                     vms=(name,),
                     why="QEMU gives the guest another address than the filter has: what is sent to it goes elsewhere.",
                     fix=Fix(f'mac = "{one.nic.mac}" in [vm.{name}] of {see.where}', RELOAD, "that VM only"),
-                    undo=f'mac = "{was}" in [vm.{name}]',
+                    undo=f"mac = {was} in [vm.{name}]",
                 )
             )
     told = {vm for said in outcomes for vm in said.vms}
@@ -355,17 +357,17 @@ def second_address(see: Situation) -> list[Outcome]:
 
 def _other_source(see: Situation, row: Row, code: str) -> Outcome:
     vm, mac = str(row.get("vm")), str(row.get("mac"))
-    own = ", ".join(next((port.macs for port in see.ports if port.name == vm), ()))
+    own = next((port.macs for port in see.ports if port.name == vm), ())
     changed = "All its frames come from an address that is not the configured one, and are dropped."
     nested = "It also sends from an address that is not its own; those frames are dropped, and answers cannot reach it."
     add = f'mac = "{mac}" in' if code == "D16" else f'Add "{mac}" to mac, or a prefix of it to learn, of'
     return found(
         f"VM {vm}",
-        _seen(row, own),
+        _seen(row, ", ".join(own)),
         Evidence("vmq show queues: forwarded", str(_passed(see, vm))),
         vms=(vm,),
         confidence="likely",
         why=changed if code == "D16" else nested,
         fix=Fix(f"{add} [vm.{vm}] of {see.where}, if the guest may have it", RELOAD, "that VM only"),
-        undo=f'mac = ["{own.replace(", ", chr(34) + ", " + chr(34))}"] in [vm.{vm}]',
+        undo=f"mac = {json.dumps(own)} in [vm.{vm}]",
     )

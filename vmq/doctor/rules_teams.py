@@ -10,8 +10,9 @@ In Linux's words: LACP and static are 802.3ad, balance-rr, balance-xor and broad
 balance-tlb and balance-alb are switch-independent, but what is addressed to a VM comes in on the active member, and after
 a failover on another. No mode of a bond gives each VM a member of its own, so none is SUM.
 
-A member's processor set is where the interrupts of its receive queues are served. Devices without interrupts (TAP, veth)
-have none: their frames come on the processor of whoever sends.
+A member's processor set is where the interrupts of its receive queues are served, and of an uplink those that serve its
+VMs. Devices without interrupts (TAP, veth) have none of the first kind: their frames come on the processor of whoever
+sends. Sets of interrupts overlap or differ wherever nobody has set them, and no frame is lost by it: that is a warning.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def _overlap(
         why=f"Both devices are served on processor {both}: each takes time from the other, unpredictably.",
         fix=Fix(commands if fits else "Use one uplink less, or a host with more processors", "", IRQBALANCE),
         undo=undo if fits else "",
-        severity=None if fits else "note",
+        severity="warning" if fits else "note",
     )
 
 
@@ -211,6 +212,7 @@ def differing(see: Situation) -> list[Outcome]:
                     why="Any member may receive for any VM, so a VM's frames move to other processors with the member.",
                     fix=Fix("; ".join(_bind(one, common) for one in others), "", IRQBALANCE),
                     undo="; ".join(_bind(one, cpu_text(sets[one.name])) for one in others),
+                    severity="warning",
                 )
             )
     return settled(said, *(_evidence(see.facts, one, "") for team in judged for one in team.members))

@@ -23,6 +23,7 @@ from vmq.config import AnyUplink, Config
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import faults, state
 from vmq.engine.announce import rarp
+from vmq.engine.journal import Journal
 from vmq.engine.plan import (
     Action,
     AddVm,
@@ -69,6 +70,7 @@ class Engine:
     def __init__(self, where: str, cpus: tuple[int, ...], why: str, group: int = -1) -> None:
         self.where, self.why, self.group = where, why, group
         self.config = Config()
+        self.journal = Journal()
         self.segment = Segment(len(cpus))
         self.publisher = Publisher(self.segment)
         self._rings = link_rings(self.segment)
@@ -136,6 +138,15 @@ class Engine:
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
+        try:
+            actions = self._reconfigure(new)
+        except VmqError as error:
+            self.journal.tell("configured", actions=0, wrong=error.wrong, remedy=error.remedy)
+            raise
+        self.journal.tell("configured", actions=len(actions), wrong=None, remedy=None)
+        return actions
+
+    def _reconfigure(self, new: Config) -> tuple[Action, ...]:
         self._arrange(new)
         old, actions = self.config, plan(self.config, new)
         try:

@@ -36,6 +36,7 @@ _RING_FEATURES = (
 DEFAULT_MTU = 1500
 SILENCE_SECONDS = 60.0
 LINES_MAX = 8
+STATES_MAX = 32  # that are told of one VM port in SILENCE_SECONDS
 
 
 def prefix_of(text: str) -> tuple[int, int]:
@@ -74,6 +75,7 @@ class Vm:
         self.worker = 0
         self.learned: list[int] = []
         self.error: tuple[str, str] | None = None  # what, remedy
+        self._told, self._told_since, self._told_count = "", 0.0, 0  # the state that the journal knows
         self.connects = 0
         self._offer = Offer(max_pairs=config.queue_pairs)
         self._said = Said()
@@ -85,6 +87,7 @@ class Vm:
         where = f"{engine.where}: [vm.{name}] socket"
         self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
         self.port.changed = self._changed
+        self._told = self.state
 
     # --- what the tables say -------------------------------------------------------------------------------
 
@@ -144,6 +147,7 @@ class Vm:
         }
         self.engine.publish()
         self._watch({i: session.rings[i].kick for i in entries if i % 2 and session.rings[i].kick >= 0})
+        self._tell_state()
         return {index: int(self._state(index)["next_avail"]) for index in before - set(entries)}
 
     @property
@@ -254,6 +258,16 @@ class Vm:
         elif self.learned:
             self.learned.clear()
             self.engine.publish()
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        """Tell the journal of another state; a guest that changes without end does not fill it."""
+        now, state = time.monotonic(), self.state
+        if now - self._told_since > SILENCE_SECONDS:
+            self._told_since, self._told_count = now, 0
+        if state != self._told and self._told_count < STATES_MAX:
+            self.engine.journal.tell("vm_state", vm=self.name, state=state, before=self._told)
+            self._told, self._told_count = state, self._told_count + 1
 
     def _clear_fault(self) -> None:
         """The driver starts anew. Memory that was truncated stays gone until it is mapped anew."""
@@ -269,6 +283,7 @@ class Vm:
         if self.fault:
             remedy = "restart the guest's driver or let the front-end reconnect"
             self.fail(state.FAULTS[self.fault][1], remedy)
+        self._tell_state()
 
     def learn(self, mac: int) -> bool:
         """Add a source address to its filters; False if it is there, there is no room, or another VM has it."""
@@ -281,6 +296,7 @@ class Vm:
                 self.fail(f"{mac_text(mac)} is {other.name}'s", "give each VM addresses of its own")
                 return False
         self.learned.append(mac)
+        self.engine.journal.tell("learned", vm=self.name, mac=mac_text(mac))
         return True
 
     def fail(self, what: str, remedy: str) -> None:
@@ -289,6 +305,7 @@ class Vm:
         line = f"vm {self.name}: {what}" + (f". Remedy: {remedy}" if remedy else "")
         if self._said.fresh(line):
             self.engine.log(line)
+            self.engine.journal.tell("vm_error", vm=self.name, what=what, remedy=remedy)
 
     @property
     def segment(self) -> tuple[str | None, int | None]:
