@@ -205,6 +205,15 @@ def test_two_guests_of_the_host_with_one_address() -> None:
     assert statuses(duplicates(see(text, None, web, other))) == ["unknown"]
 
 
+def test_two_devices_of_one_guest_with_one_address() -> None:
+    """But not a guest that runs and whose domain was named, too."""
+    text = LAN + vm("web", uplink="lan", socket=SOCKET)
+    double = qemu("web", "-netdev", "tap,id=x", "-device", f"virtio-net-pci,netdev=x,mac={WEB}")
+
+    assert only(duplicates(see(text, None, double))).subject == "web and web"
+    assert statuses(duplicates(see(text, None, qemu("web"), qemu("web")))) == ["unknown"]
+
+
 def test_two_guests_with_one_address_in_different_vlans_are_no_duplicates() -> None:
     text = LAN + vm("web", uplink="lan", vlan=10, socket=SOCKET)
     text += vm("twin", uplink="lan", vlan=20, socket="/run/vmq/twin.sock")
