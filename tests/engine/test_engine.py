@@ -33,7 +33,7 @@ from tests.engine.running import (
 from tests.test_topology import host, record
 from vmq.abi.ethernet import mac_number, mac_text
 from vmq.abi.vhost_user import Request
-from vmq.config import Config, Memory, Vm, parse
+from vmq.config import Config, Memory, Pcap, Vm, parse
 from vmq.daemon import choose_processors
 from vmq.dataplane import state
 from vmq.engine import engine as module
@@ -43,6 +43,7 @@ from vmq.forecast import forecast
 from vmq.guest.guest import Guest
 from vmq.placement import plan
 from vmq.topology import read
+from vmq.uplink.pcapfile import CaptureWriter
 
 TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
 two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
@@ -462,6 +463,23 @@ def test_an_announcement_leaves_through_the_uplink(running: Running, monkeypatch
     (one,) = sent
     assert one[6:12] == bytes.fromhex(MACS[0].replace(":", ""))
     assert one[12:18] == b"\x81\x00\x00\x07\x80\x35"
+
+
+def test_a_replay_begins_when_all_vms_of_its_configuration_have_their_filters(
+    running: Running, tmp_path: Path
+):
+    """A capture that is played once must not be over before."""
+    with CaptureWriter(str(tmp_path / "in.pcap")) as capture:
+        for number in range(100):
+            capture.write(frame(MACS[number % 2], MACS[5], number))
+    running.configure(
+        {"lan": Pcap(read=str(tmp_path / "in.pcap"))},
+        a=running.vm("a", 1, uplink="lan"),
+        b=running.vm("b", 2, uplink="lan"),
+    )
+    until(lambda: running.show("uplinks", "lan")["frames_from_wire"] == 100)
+    assert running.show("uplinks", "lan")["drops"] == {}
+    until(lambda: running.show("vms", "a")["drops"] == {"to_guest_not_running": 50})
 
 
 def test_a_paused_engine_takes_nothing_from_the_wire(running: Running):

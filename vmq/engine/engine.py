@@ -83,6 +83,9 @@ class Engine:
         self._tick: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
         self.paused = False  # True: no lane receives yet
+        self._opening: set[str] = (
+            set()
+        )  # uplinks whose VMs are not all there yet: they receive nothing before
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -156,6 +159,7 @@ class Engine:
             self._restore(old)
             raise
         self.config = new
+        self._opening.clear()
         self.publish()
         return actions
 
@@ -183,6 +187,7 @@ class Engine:
             except VmqError as error:
                 LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
         self.config = self._in_force(old)
+        self._opening.clear()
         self.publish()
 
     def _in_force(self, config: Config) -> Config:
@@ -222,6 +227,7 @@ class Engine:
         base = number * len(self.workers)
         self.segment.rows["lane_state"][base : base + len(self.workers)] = 0
         self.uplinks[name] = OpenedUplink(number, uplink, config)
+        self._opening.add(name)
         self.publish()
         for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
             if fd is not None:
@@ -301,7 +307,7 @@ class Engine:
 
     def publish(self) -> None:
         """Publish what is; go on when every processor has adopted it."""
-        uplinks = [UplinkEntry(one.number, self._lanes(one.uplink)) for one in self.uplinks.values()]
+        uplinks = [UplinkEntry(one.number, self._lanes(name)) for name, one in self.uplinks.items()]
         epoch = self.publisher.publish([vm.entry() for vm in self.vms.values()], uplinks)
         try:
             self.publisher.settle(epoch)
@@ -314,10 +320,10 @@ class Engine:
                 {mac for vm in self.vms.values() if vm.config.uplink == name for mac in vm.macs}
             )
 
-    def _lanes(self, uplink: Uplink) -> tuple[Any, ...]:
-        rows = tuple(row.copy() for row in uplink.lanes)
+    def _lanes(self, name: str) -> tuple[Any, ...]:
+        rows = tuple(row.copy() for row in self.uplinks[name].uplink.lanes)
         for row in rows:
-            row["receives"] *= not self.paused
+            row["receives"] *= not self.paused and name not in self._opening
         return rows
 
     def announce(self, vm: Vm, mac: int) -> None:
