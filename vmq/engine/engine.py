@@ -83,9 +83,7 @@ class Engine:
         self._tick: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
         self.paused = False  # True: no lane receives yet
-        self._opening: set[str] = (
-            set()
-        )  # uplinks whose VMs are not all there yet: they receive nothing before
+        self._opening = set[str]()  # uplinks that receive nothing yet: their VMs are not all there
 
     # --- life ----------------------------------------------------------------------------------------------
 
