@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench import engine, report
+from bench import engine, quiet, report
 from bench.delivery import RefusedError, delivery, once
 from bench.guests import FRONT_ENDS
 from bench.stats import Figure
@@ -60,7 +60,8 @@ def full(wanted: Sequence[str]) -> None:
     alone = {}
     for name in wanted:
         if name in engine.ROWS:
-            say(name)
+            others = quiet.wait()
+            say(name + (f" (others take {others:.0%} of the machine)" if others > quiet.QUIET else ""))
             alone[name] = engine.ROWS[name](RUNS)
     write(
         delivered,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import stat
 from contextlib import closing
@@ -55,6 +57,38 @@ def test_what_somebody_else_has_bound_since_is_his(tmp_path: Path):
         listener.close()
         listener.close()
         assert path.exists()
+
+
+def test_directories_go_with_the_last_socket_in_them(tmp_path: Path):
+    """Whoever made them; and one that somebody else uses by then stays."""
+    api, web = (
+        Listener(WHERE, str(tmp_path / "run" / "vmq" / name), -1) for name in ("api.sock", "web.sock")
+    )
+    api.close()
+    assert web.path.exists()
+    web.close()
+    assert list(tmp_path.iterdir()) == []
+    one = Listener(WHERE, str(tmp_path / "run" / "vmq" / "api.sock"), -1)
+    (tmp_path / "run" / "theirs").write_text("")
+    one.close()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "run", tmp_path / "run" / "theirs"]
+    (tmp_path / "run" / "theirs").unlink()
+    Listener(WHERE, str(tmp_path / "x.sock"), -1).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_process_without_descriptors_is_told_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("vmq.listener.socket.socket", full)
+    with pytest.raises(HostError, match="open files") as refused:
+        Listener(WHERE, str(tmp_path / "run" / "web.sock"), -1)
+    assert refused.value.remedy == "raise the limit of open files"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_directories_that_were_made_go_with_the_socket(tmp_path: Path):

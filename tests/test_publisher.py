@@ -242,6 +242,18 @@ def test_without_workers_nobody_is_waited_for(segment: Segment):
     assert set(one._blocks) == {3}
 
 
+def test_an_address_of_many_vlans_is_one_near_miss(segment: Segment):
+    """The first of its VM ports; the search stays short, however many share it."""
+    publisher = Publisher(segment)
+    ports = [
+        PortEntry(number, number, (0,), state.NONE, number + 1, (0x0254,), 1514) for number in range(300)
+    ]
+    publisher.publish(ports, [])
+    tables = at(int(segment.engine["tables"]), 1, state.tables)[0]
+    rows = at(int(tables["near_buckets"]), int(tables["near_mask"]) + 1, state.bucket)
+    assert [(int(row["key"]), int(row["vport"])) for row in rows if row["key"] >= 0] == [(0x0254, 0)]
+
+
 # --- the segment ------------------------------------------------------------------------------------------------
 
 

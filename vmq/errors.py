@@ -23,7 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Statuses of the API that mean "the request is wrong", as opposed to "it could not be done".
-WRONG_REQUEST = frozenset({"INVALID_PARAMETER", "INVALID_LENGTH", "FILE_NOT_FOUND", "NOT_FOUND", "NOT_SUPPORTED"})
+WRONG_REQUEST = frozenset(
+    {"INVALID_PARAMETER", "INVALID_LENGTH", "FILE_NOT_FOUND", "NOT_FOUND", "NOT_SUPPORTED"}
+)
 
 
 def _line(place: str, wrong: str, remedy: str) -> str:

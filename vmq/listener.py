@@ -2,7 +2,8 @@
 """A listening UNIX socket at a path that the operator chose, and everything that is made for it.
 
 What was made is removed at the end, and nothing else: a socket file that somebody has bound there since is his, and
-directories that were there before stay. A stale file, on which nobody listens, is replaced.
+directories that were there before stay. Several listeners share directories, so those that this process has made are
+remembered together, and go with the last socket in them. A stale file, on which nobody listens, is replaced.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from vmq.errors import HostError
 SOCKET_MODE = 0o660
 DIRECTORY_MODE = 0o750
 BACKLOG = 8  # connections that wait to be accepted
+MORE_FILES = "raise the limit of open files"
+_made: list[Path] = []  # directories that listeners of this process have made, outer ones first
 
 
 class Listener:
@@ -26,10 +29,11 @@ class Listener:
 
     def __init__(self, where: str, path: str, group: int) -> None:
         self.path, self.group = Path(path), group
-        self.sock = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        )
-        self._made: list[Path] = []
+        kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            self.sock = socket.socket(socket.AF_UNIX, kind)
+        except OSError as error:
+            raise HostError(where, f"{path}: {error.strerror or error}", MORE_FILES) from error
         self._identity: tuple[int, int] | None = None
         try:
             self._make_directory(self.path.parent)
@@ -39,8 +43,9 @@ class Listener:
             self._share()
         except OSError as error:
             self.close()
-            wrong = f"{path}: {error.strerror or error}"
-            raise HostError(where, wrong, "choose a path that this user may write") from error
+            full = error.errno in {errno.EMFILE, errno.ENFILE}
+            remedy = MORE_FILES if full else "choose a path that this user may write"
+            raise HostError(where, f"{path}: {error.strerror or error}", remedy) from error
         except HostError:
             self.close()
             raise
@@ -51,7 +56,7 @@ class Listener:
             return
         self._make_directory(place.parent)
         place.mkdir()
-        self._made.append(place)
+        _made.append(place)
         if self.group >= 0:
             os.chown(place, -1, self.group)
             place.chmod(DIRECTORY_MODE)
@@ -70,9 +75,20 @@ class Listener:
             if self._identity is not None and _identity(self.path) == self._identity:
                 self.path.unlink()
         self._identity = None
-        while self._made:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                self._made.pop().rmdir()
+        _remove_directories()
+
+
+def _remove_directories() -> None:
+    """Remove the directories that were made and are empty; the others wait for whoever is still in them."""
+    for place in reversed(_made.copy()):
+        try:
+            place.rmdir()
+        except FileNotFoundError:
+            _made.remove(place)
+        except OSError:
+            continue
+        else:
+            _made.remove(place)
 
 
 def _identity(place: Path) -> tuple[int, int]:

@@ -220,7 +220,8 @@ class _Builder:
             self._rings(port)
             region, learn = region + len(port.regions), learn + len(port.learn)
         buckets, groups, members = _filters(self.ports)
-        near = _table([(mac, 0, port.uplink, port.number) for port in self.ports for mac in port.macs])
+        owners = {(mac, port.uplink): port.number for port in reversed(self.ports) for mac in port.macs}
+        near = _table([(mac, 0, uplink, number) for (mac, uplink), number in owners.items()])
         jobs, polls, own_lanes = self._jobs()
         arrays = {
             "vports": self.vports, "queues": self.queues, "virtqueues": self.virtqueues, "regions": self.regions,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.running import MACS, NO_FRAMES, Running, frame, until
+from vmq.abi.ethernet import mac_number
 from vmq.control.explain import explain
 from vmq.control.misses import misses, of_vm
 
@@ -68,6 +69,16 @@ def test_explain_uses_them(running: Running) -> None:
     assert "so far 4 frames to c came so, the last in VLAN 12" in told["steps"]
     told = running.do(explain, running.engine, {"mac": MACS[2], "uplink": "lan"})
     assert "VM c: somebody on the wire sends from its address, 9 frames so far" in told["steps"]
+
+
+def test_an_address_that_somebody_has_by_now_or_whose_uplink_is_gone_is_no_stranger(running: Running) -> None:
+    rows = running.engine.workers[0].strangers
+    number = running.engine.uplink_number("lan")
+    rows[0] = (mac_number(NOBODY), 0, number, 7)
+    rows[1] = (mac_number(MACS[2]), 0, number, 9)
+    assert [(row["mac"], row["count"]) for row in running.do(misses, running.engine)] == [(NOBODY, 7)]
+    running.configure(a=running.vm("a", 1))
+    assert running.do(misses, running.engine) == []
 
 
 def test_a_new_vm_begins_without_misses(running: Running) -> None:

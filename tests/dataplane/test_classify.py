@@ -269,7 +269,9 @@ def test_deliveries_of_one_queue_are_in_the_order_of_the_burst():
 def test_the_right_address_in_the_wrong_vlan_is_counted_at_its_port_with_the_vlan_seen():
     """From the wire and from a neighbour; a frame that arrives is no miss."""
     with Rig() as rig:
-        wire = rig.uplink(frames=[frame(A, D, vlan=5), frame(A, D, vlan=7), frame(A, D), frame(A, D, vlan=9)], laps=1)
+        wire = rig.uplink(
+            frames=[frame(A, D, vlan=5), frame(A, D, vlan=7), frame(A, D), frame(A, D, vlan=9)], laps=1
+        )
         vm = rig.vm(A, uplink=wire, vlan=9)
         vm.post(4, 128)
         lonely, other = rig.vm(B), rig.vm(C, vlan=3)
@@ -304,7 +306,9 @@ def test_addresses_that_nobody_has_are_kept_by_how_often_they_are_seen():
 def test_a_station_that_sends_from_the_address_of_a_vm_is_counted():
     """Broadcast and multicast only: those every station sends, and they cost no other frame a search."""
     with Rig() as rig:
-        wire = rig.uplink(frames=[frame(BROADCAST, A), frame(MULTICAST, A), frame(BROADCAST, D), frame(B, A)], laps=1)
+        wire = rig.uplink(
+            frames=[frame(BROADCAST, A), frame(MULTICAST, A), frame(BROADCAST, D), frame(B, A)], laps=1
+        )
         vm, other = rig.vm(A, uplink=wire), rig.vm(B, uplink=wire)
         for one in (vm, other):
             one.post(8, 128)

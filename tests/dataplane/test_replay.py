@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.dataplane.rig import BROADCAST, NOBODY, A, B, C, D, Rig, Vm, frame, number_of, numbered
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import state
+from vmq.dataplane.loop import prepare_sleep
 
 
 def test_a_recording_is_played_as_often_as_it_is_asked_for():
@@ -56,6 +57,25 @@ def test_a_paced_recording_is_played_frame_by_frame_at_its_rate():
         books["began"] -= 2 * 10**12
         assert rig.step() == 11
         assert [number_of(data) for data in vm.received()] == list(range(12))
+
+
+def test_a_worker_sleeps_until_the_next_frame_of_a_paced_recording_is_due():
+    """A second at most; without frames to come, or while its lane does not receive, for ever."""
+    with Rig() as rig:
+        wire = rig.uplink(frames=[numbered(A, B, 0), numbered(A, B, 1)], laps=1)
+        lane = rig.uplinks[wire].lanes[0]
+        lane["gap"] = 10**9 * state.GAP_PARTS // 4
+        rig.vm(A, uplink=wire)
+        rig.publish()
+        assert rig.step() == 1
+        assert 1 <= int(prepare_sleep(rig.tables(), rig.worker())) <= 250
+        rig.lane_state()["due"] += 10**12 * state.GAP_PARTS
+        assert int(prepare_sleep(rig.tables(), rig.worker())) == 1000
+        lane["receives"] = 0
+        rig.publish()
+        assert int(prepare_sleep(rig.tables(), rig.worker())) == 0  # other tables
+        rig.step()
+        assert int(prepare_sleep(rig.tables(), rig.worker())) == -1
 
 
 # --- lossless ------------------------------------------------------------------------------------------------

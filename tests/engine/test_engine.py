@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -463,6 +464,28 @@ def test_an_announcement_leaves_through_the_uplink(running: Running, monkeypatch
     (one,) = sent
     assert one[6:12] == bytes.fromhex(MACS[0].replace(":", ""))
     assert one[12:18] == b"\x81\x00\x00\x07\x80\x35"
+
+
+def test_a_reload_without_descriptors_leaves_the_old_configuration_in_force(running: Running, monkeypatch):
+    """Whatever runs out, wherever: it is the host's refusal, and neighbours notice nothing."""
+    running.pair()
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b)
+        before = running.engine.config
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        for place in ("vmq.listener.socket.socket", "vmq.engine.vm.Port.open"):
+            third = running.vm("c", 3)
+            with monkeypatch.context() as patch:
+                patch.setattr(place, full)
+                with pytest.raises(HostError, match="open files") as refused:
+                    running.configure(a=running.vm("a", 1), b=running.vm("b", 2), c=third)
+            assert "open files" in refused.value.remedy
+            assert running.engine.config == before
+            exchange(a, b)
+    assert running.problems == []
 
 
 def test_a_replay_begins_when_all_vms_of_its_configuration_have_their_filters(

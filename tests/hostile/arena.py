@@ -30,7 +30,8 @@ from vmq.guest.traffic import Traffic, compile_kernels
 
 PATIENCE = 20.0  # seconds until something that must happen is given up
 MACS = {name: f"52:54:00:00:00:{number:02x}" for number, name in enumerate(
-    ("attacker", "peer", "left", "right", "wide", "widepeer", "giant", "giantpeer", "learner", "third"), 10
+    ("attacker", "peer", "left", "right", "wide", "widepeer", "giant", "giantpeer", "learner", "third", "stormer",
+     "stormpeer"), 10
 )}  # fmt: skip
 NEIGHBOURS = ("left", "right")
 RATE = 200 if INTERPRETED else 2000  # frames a second of each neighbour
@@ -42,6 +43,8 @@ CONFIG = "".join(
         *((name, MACS[name], "queue_pairs = 1\nvlan = 7\n") for name in NEIGHBOURS),
         *((name, MACS[name], "queue_pairs = 1\nvlan = 8\nmtu = 9004\n") for name in ("wide", "widepeer")),
         *((name, MACS[name], "queue_pairs = 1\nvlan = 9\nmtu = 65535\n") for name in ("giant", "giantpeer")),
+        ("stormer", MACS["stormer"], "queue_pairs = 1\nvlan = 10\nstorm_limit = 100\n"),
+        ("stormpeer", MACS["stormpeer"], "queue_pairs = 1\nvlan = 10\n"),
         ("learner", MACS["learner"], 'queue_pairs = 1\nlearn = ["0e:fc:00:00:00:00/24"]\nlearn_max = 4\n'),
     )
 )

@@ -209,6 +209,20 @@ def test_h15_12_a_flood_of_addresses_fills_a_bounded_table(attack_on):
     assert guest.receive(4) == [frame(mac, "peer") for mac in learned]
 
 
+def test_h15_13_a_storm_beyond_its_limit_is_dropped(attack_on):
+    """With `storm_limit`; without, the default, the next test holds."""
+    attack = attack_on("stormer", "stormpeer")
+    with Traffic(attack.guest(), transmit=[frame(BROADCAST, "stormer")], poll=True, limit=5000) as storm:
+        until(lambda: storm.counters()["returned"] == 5000, "the end of the storm")
+        attack.arena_neighbours.advance()
+    until(lambda: attack.moved("stormer")["frames_from_guest"] >= 5000)
+    moved = attack.moved("stormer")
+    assert moved["from_guest_storm"] > 1000
+    assert moved["forwarded"] + moved["from_guest_storm"] == moved["frames_from_guest"]
+    attack.guest().send([frame("stormpeer", "stormer", 7)])
+    until(lambda: attack.moved("stormer")["forwarded"] == moved["forwarded"] + 1)  # unicast is no storm
+
+
 def test_h15_13_a_broadcast_storm_costs_only_those_who_are_to_hear_it(attack: Attack):
     """As fast as it can: every copy is delivered or counted, and the neighbours on the processor lose nothing."""
     attack.guest("third", post=8)

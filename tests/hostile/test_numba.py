@@ -75,7 +75,7 @@ def flags(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def test_h28_2_and_h28_3_the_engine_runs_in_the_mode_of_the_tests(attack: Attack):
+def test_h28_2_the_engine_runs_in_the_mode_of_the_tests(attack: Attack):
     """Interpreted, with bounds checks, or as released: otherwise these passes would prove nothing."""
     text = Path(f"/proc/{attack.arena.engine.pid}/environ").read_text()
     theirs = dict(line.split("=", 1) for line in text.split("\0") if "=" in line)

@@ -230,6 +230,33 @@ async def test_a_process_without_descriptors_does_not_spin(tmp_path, monkeypatch
 
 
 @in_loop
+async def test_connect_mode_survives_a_moment_without_descriptors(tmp_path, monkeypatch):
+    """EMFILE: said with the remedy, and tried again."""
+    monkeypatch.setattr(module, "BREATH_SECONDS", 0.05)
+    port = made(tmp_path, "connect")
+    ours, tries = socket.socket, []
+
+    def few(*words: Any) -> Any:
+        tries.append(words)
+        if len(tries) < 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return ours(*words)
+
+    with ours(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "web.sock"))
+        listener.listen(1)
+        monkeypatch.setattr("vmq.vhost.port.socket.socket", few)
+        port.open()
+        await until(lambda: port.connection)
+        monkeypatch.undo()
+        assert port.state == "connected"
+    assert len(tries) == 3
+    assert "no front-end can be connected to" in str(port.owner.errors[0])  # type: ignore[attr-defined]
+    assert "open files" in str(port.owner.errors[0])  # type: ignore[attr-defined]
+    port.close()
+
+
+@in_loop
 async def test_closing_ends_the_connection_and_twice_is_once(tmp_path, monkeypatch):
     port = made(tmp_path)
     port.open()

@@ -77,11 +77,17 @@ def _of_vm(vm: Vm) -> list[Row]:
 def _strangers(engine: Engine) -> list[Row]:
     """Addresses that nobody has, most often seen first."""
     names = {opened.number: name for name, opened in engine.uplinks.items()}
+    known = {
+        (mac, vm.config.vlan or 0, engine.uplink_number(vm.config.uplink))
+        for vm in engine.vms.values()
+        for mac in vm.macs
+    }
     counts: dict[tuple[int, int, int], int] = {}
     for worker in engine.workers:
         for row in worker.strangers[worker.strangers["count"] > 0]:
             key = int(row["mac"]), int(row["vid"]), int(row["uplink"])
-            counts[key] = counts.get(key, 0) + int(row["count"])
+            if key not in known:  # by now: it was not when the frame came
+                counts[key] = counts.get(key, 0) + int(row["count"])
     return [
         {
             "kind": "unknown_mac",

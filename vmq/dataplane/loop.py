@@ -22,7 +22,7 @@ from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import accept_parcels, hand_over, keep_parcels, parcels_waiting, ring_of
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.ports import call, fault
-from vmq.dataplane.replay import keep_backlog, paced, replay_backlog
+from vmq.dataplane.replay import keep_backlog, paced, replay_backlog, until_due
 from vmq.dataplane.split import ask_for_kicks, available, give_back, head_at, publish, refuse_kicks
 from vmq.dataplane.state import (
     BURST,
@@ -72,7 +72,7 @@ from vmq.jit import (
 
 # Empty rounds before a worker sleeps: some 50 µs of polling. A guest that answers at once finds the worker awake.
 IDLE_ROUNDS = 64
-REPLAY_WAIT_MS = 1  # a replay that is paced, or whose destination is full, looks again after this long
+REPLAY_WAIT_MS = 1  # a replay whose destination is full looks again after this long
 POLL_WAIT_MS = (
     1  # and so does a worker at the ring of a front-end that does not kick (vhost-user SET_VRING_KICK)
 )
@@ -238,6 +238,12 @@ def all_rounds(t: Any, w: Any) -> int:
 
 
 @kernel
+def sooner(timeout: int, wait: int) -> int:
+    """The shorter of two times to sleep, the first of which may be for ever (-1)."""
+    return wait if timeout < 0 else min(timeout, wait)
+
+
+@kernel
 def prepare_sleep(t: Any, w: Any) -> int:
     """Ask every driver for kicks; how long to sleep in ms: -1 until something happens, 0 not at all."""
     shared = at(w["engine"], 1, engine)[0]
@@ -255,15 +261,16 @@ def prepare_sleep(t: Any, w: Any) -> int:
         number = 2 * polls[place] + 1
         if ports[queues[polls[place]]["vport"]]["fault"] != NO_FAULT:
             continue
-        if virtqueues[number]["polled"] and timeout < 0:
-            timeout = int64(POLL_WAIT_MS)
+        if virtqueues[number]["polled"]:
+            timeout = sooner(timeout, POLL_WAIT_MS)
         if not rings[number]["asleep"] and ask_for_kicks(virtqueues[number], rings[number]):
             timeout = int64(0)
     for place in range(mine["lane_first"], mine["lane_first"] + mine["lane_count"]):
-        if timeout < 0 and (
-            states[lanes[place]]["pending"] > 0 or paced(rows[lanes[place]], states[lanes[place]])
-        ):
-            timeout = int64(REPLAY_WAIT_MS)
+        row, progress = rows[lanes[place]], states[lanes[place]]
+        if progress["pending"] > 0:
+            timeout = sooner(timeout, REPLAY_WAIT_MS)
+        elif paced(row, progress):
+            timeout = sooner(timeout, until_due(w, progress))
     store_release(w, "sleeping", 1)
     # us: write sleeping, then read rings and tables | another worker, control: write those, then read sleeping.
     fence()
@@ -272,8 +279,8 @@ def prepare_sleep(t: Any, w: Any) -> int:
         if address != 0 and parcels_waiting(address):
             timeout = int64(0)
         address = ring_of(w, sender, w["index"], 1)
-        if address != 0 and parcels_waiting(address) and timeout < 0:
-            timeout = int64(REPLAY_WAIT_MS)
+        if address != 0 and parcels_waiting(address):
+            timeout = sooner(timeout, REPLAY_WAIT_MS)
     if int64(load_acquire(shared, "tables")) != int64(w["tables"]) or load_once(shared, "stop"):
         timeout = int64(0)
     return timeout

@@ -60,7 +60,7 @@ def report(w: Any, kind: int, port: int, value: int) -> None:
 
 @kernel
 def fault(w: Any, port: int, vq: Any, code: int) -> None:
-    """Stop a VM port: its rings are not touched again until its driver starts anew."""
+    """Stop a VM port: nothing is written to its rings, or believed of them, until its driver starts anew."""
     shared = at(w["engine"], 1, engine)[0]
     state = at(shared["port_state"], MAX_VPORTS, port_state)[port]
     if state["fault"] == 0:

@@ -63,7 +63,15 @@ def expect_recorded(lane: Any, number: int) -> None:
 @kernel
 def paced(lane: Any, state: Any) -> bool:
     """Whether frames are still to come, each at its time."""
-    return bool(lane["gap"] > 0 and (lane["laps"] == 0 or state["lap"] < lane["laps"]))
+    return bool(lane["receives"] and lane["gap"] > 0 and (lane["laps"] == 0 or state["lap"] < lane["laps"]))
+
+
+@kernel
+def until_due(w: Any, state: Any) -> int:
+    """Milliseconds until a paced replay has a frame to send; from 1 to a second."""
+    passed = (now(w) - int64(state["began"])) * GAP_PARTS
+    wait = (int64(state["due"]) - passed) // (1_000_000 * GAP_PARTS)
+    return min(max(wait, 1), 1000)
 
 
 @kernel

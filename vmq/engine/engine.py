@@ -38,7 +38,7 @@ from vmq.engine.plan import (
 )
 from vmq.engine.vm import Vm
 from vmq.engine.watchdog import Watchdog
-from vmq.errors import ConfigError, VmqError
+from vmq.errors import ConfigError, HostError, VmqError
 from vmq.placement import Place, devices, place
 from vmq.publisher import Publisher, Segment, UplinkEntry
 from vmq.topology import read
@@ -153,9 +153,14 @@ class Engine:
         try:
             for action in actions:
                 self._apply(action, new)
-        except VmqError:
+        except TimeoutError:
+            raise  # a processor is stuck: the engine ends
+        except (VmqError, OSError) as error:
             self._restore(old)
-            raise
+            if isinstance(error, VmqError):
+                raise
+            wrong = f"the host refuses what it needs: {error.strerror or error}"
+            raise HostError(self.where, wrong, "raise the limit of open files, or of memory") from error
         self.config = new
         self._opening.clear()
         self.publish()
@@ -182,7 +187,7 @@ class Engine:
         for action in plan(self._in_force(old), old):
             try:
                 self._apply(action, old)
-            except VmqError as error:
+            except (VmqError, OSError) as error:
                 LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
         self.config = self._in_force(old)
         self._opening.clear()
@@ -236,8 +241,10 @@ class Engine:
         for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
             if fd is not None:
                 worker.forget(fd)
-        del self.uplinks[name]
+        number = self.uplinks.pop(name).number
         self.publish()
+        for worker in self.workers:
+            worker.strangers["count"][worker.strangers["uplink"] == number] = 0
         uplink.close()
 
     def _add_vm(self, name: str, config: VmConfig) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from vmq.errors import ProtocolError
-from vmq.listener import Listener
+from vmq.listener import MORE_FILES, Listener
 from vmq.vhost.connection import Connection, Owner
 from vmq.vhost.session import Offer
 
@@ -72,7 +72,7 @@ class Port:
             return
         except OSError as error:  # no descriptor is left: asking again at once would be a busy loop
             self.owner.refused(
-                ProtocolError(COMMUNICATION, f"a front-end cannot be accepted: {error.strerror}")
+                ProtocolError(COMMUNICATION, f"a front-end cannot be accepted: {error.strerror}", MORE_FILES)
             )
             asyncio.get_running_loop().remove_reader(listener.fileno())
             self._retry = asyncio.get_running_loop().call_later(BREATH_SECONDS, self._listen, listener)
@@ -97,7 +97,14 @@ class Port:
 
     def _connect(self) -> None:
         self._retry = None
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            sock = socket.socket(socket.AF_UNIX, kind)
+        except OSError as error:  # no descriptor is left
+            wrong = f"no front-end can be connected to: {error.strerror}"
+            self.owner.refused(ProtocolError(COMMUNICATION, wrong, MORE_FILES))
+            self._again(BREATH_SECONDS)
+            return
         try:
             sock.connect(self.path)
         except OSError:
@@ -106,9 +113,9 @@ class Port:
             return
         self._adopt(sock)
 
-    def _again(self) -> None:
+    def _again(self, least: float = RETRY_SECONDS) -> None:
         if self._open and self.mode == "connect":
-            pause = max(RETRY_SECONDS, self._held_until - time.monotonic())
+            pause = max(least, self._held_until - time.monotonic())
             self._retry = asyncio.get_running_loop().call_later(pause, self._connect)
 
     def _adopt(self, sock: socket.socket) -> None:
