@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,11 +202,15 @@ def test_tcp_connection_survives_a_killed_engine(lan: Lan) -> None:
     data = os.urandom(48 << 20)
     lan.a.run("rm -f /srv/big /run/fetched")
     job = recipes.receive_stream(lan.a, 7001)
+    killed = threading.Event()
 
     def send() -> None:
+        """Slowly, until the engine is dead: a fast machine would be done before."""
         with socket.create_connection(("10.0.0.1", 7001), 10) as sock:
             sock.settimeout(120)
-            sock.sendall(data)
+            for place in range(0, len(data), 1 << 16):
+                sock.sendall(data[place : place + (1 << 16)])
+                killed.wait(0.02)
 
     with ThreadPoolExecutor(1) as pool:
         sent = pool.submit(lan.host.call, send, 200)
@@ -213,6 +218,7 @@ def test_tcp_connection_survives_a_killed_engine(lan: Lan) -> None:
         while recipes.received(lan.a) < 4 << 20 and time.monotonic() < deadline:
             time.sleep(0.02)
         lan.engine.kill()
+        killed.set()
         assert recipes.received(lan.a) < len(data), "the transfer was over before the engine was killed"
         lan.engine.start()
         join(lan.engine, lan.host)

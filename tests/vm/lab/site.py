@@ -99,8 +99,12 @@ class Site:
         return Holdings(len(os.listdir(process / "fd")), maps.count("/memfd:memory-backend"))
 
     def ping(self, name: str, *options: str, count: int = 3) -> int:
-        """Ping a guest from the host, waiting for its first answer; how many of `count` came back."""
-        argv = ("ping", "-c", str(count), "-i", "0.1", "-W", "1", *options, self.address(name))
+        """Ping a guest from the host, waiting for its first answer; how many of `count` came back.
+
+        After the last one ping waits no longer than twice the longest answer took, or one interval: 0.1 s is too short
+        for a guest that shares a busy processor.
+        """
+        argv = ("ping", "-c", str(count), "-i", "0.4", "-W", "1", *options, self.address(name))
         told = self.host.run(*argv, timeout=count + 20, check=False)
         found = re.search(r"(\d+) received", told)
         assert found is not None, told
