@@ -488,6 +488,22 @@ def test_a_reload_without_descriptors_leaves_the_old_configuration_in_force(runn
     assert running.problems == []
 
 
+def test_a_socket_that_cannot_be_watched_is_not_left_behind(running: Running, monkeypatch):
+    """It listens already when the event loop refuses it: ENOSPC, fs.epoll.max_user_watches."""
+    before = open_files()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vmq.vhost.port.Port._listen", refuse)
+        with pytest.raises(HostError, match="No space left"):
+            running.configure(a=running.vm("a", 1))
+    assert not Path(running.path("a")).exists()
+    assert open_files() == before
+    running.configure(a=running.vm("a", 1))
+
+
 def test_a_replay_begins_when_all_vms_of_its_configuration_have_their_filters(
     running: Running, tmp_path: Path
 ):

@@ -187,6 +187,8 @@ class Engine:
         for action in plan(self._in_force(old), old):
             try:
                 self._apply(action, old)
+            except TimeoutError:
+                raise
             except (VmqError, OSError) as error:
                 LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
         self.config = self._in_force(old)
@@ -267,7 +269,11 @@ class Engine:
         self.segment.rows["port_state"][number] = 0
         for worker in self.workers:
             worker.misses[number] = 0
-        vm.port.open()
+        try:
+            vm.port.open()
+        except BaseException:
+            vm.port.close()
+            raise
         self.vms[name] = vm
         self._forget_learned(vm)
         self.publish()
