@@ -24,6 +24,7 @@ from vmq.publisher import (
     Block,
     PortEntry,
     Publisher,
+    QueueEntry,
     RingEntry,
     Segment,
     UplinkEntry,
@@ -43,7 +44,7 @@ def port(number: int = 0, **keys: object) -> PortEntry:
     entry: dict[str, object] = {
         "number": number,
         "first_queue": 2 * number,
-        "workers": (0, 1),
+        "queues": (QueueEntry(0), QueueEntry(1)),
         "uplink": state.NONE,
         "vlan": 0,
         "macs": (A + number,),
@@ -65,7 +66,7 @@ def look_up(block: Block, mac: int, vlan: int, uplink: int) -> list[int]:
     """All rows of the hash table with this key."""
     rows = at(int(block.tables["buckets"]), int(block.tables["bucket_mask"]) + 1, state.bucket)
     key = mac | vlan << state.VID_SHIFT
-    return [int(row["vport"]) for row in rows if row["key"] == key and row["uplink"] == uplink]
+    return [int(row["value"]) for row in rows if row["key"] == key and row["uplink"] == uplink]
 
 
 def test_a_port_becomes_rows(segment: Segment):
@@ -103,7 +104,7 @@ def test_a_port_becomes_rows(segment: Segment):
     jobs = at(int(block.tables["jobs"]), 2, state.job)
     polls = table(block, "polls", "poll_count", np.int64)
     assert [list(polls[j["poll_first"] :][: j["poll_count"]]) for j in jobs] == [[2], [3]]
-    assert look_up(block, A, 10, 0) == look_up(block, B, 10, 0) == [1]
+    assert look_up(block, A, 10, 0) == look_up(block, B, 10, 0) == [2]
 
 
 def test_members_of_a_segment_stand_under_the_broadcast_address(segment: Segment):
@@ -119,7 +120,7 @@ def test_members_of_a_segment_stand_under_the_broadcast_address(segment: Segment
 
 def test_a_flood_never_overruns_the_deliveries_of_a_round(segment: Segment):
     """frame_limit × the largest segment fits."""
-    block = published(segment, [port(n, first_queue=n, workers=(0,)) for n in range(2000)], [])
+    block = published(segment, [port(n, first_queue=n, queues=(QueueEntry(0),)) for n in range(2000)], [])
     limit = int(block.tables["frame_limit"])
     assert 1 <= limit <= state.DELIVERIES // 2000
 
@@ -149,7 +150,7 @@ def test_every_filter_is_found_and_nothing_else(keys: list[tuple[int, int, int]]
     from vmq.dataplane.classify import slot_of
 
     ports = [port(n, macs=(mac,), vlan=vlan, uplink=up) for n, (mac, vlan, up) in enumerate(keys)]
-    buckets, _, _ = publisher._filters(ports)
+    buckets, _, _ = publisher._filters(ports, [])
     size = len(buckets)
     assert np.count_nonzero(buckets["key"] != state.KEY_EMPTY) <= size // 2
     for number, (mac, vlan, uplink) in enumerate(keys):
@@ -158,7 +159,7 @@ def test_every_filter_is_found_and_nothing_else(keys: list[tuple[int, int, int]]
         while (buckets[slot]["key"], buckets[slot]["uplink"]) != (key, uplink):
             assert buckets[slot]["key"] != state.KEY_EMPTY
             slot = (slot + 1) % size
-        assert buckets[slot]["vport"] == number
+        assert buckets[slot]["value"] == 2 * number
 
 
 def test_an_empty_version_can_be_published(segment: Segment):
@@ -246,12 +247,12 @@ def test_an_address_of_many_vlans_is_one_near_miss(segment: Segment):
     """The first of its VM ports; the search stays short, however many share it."""
     publisher = Publisher(segment)
     ports = [
-        PortEntry(number, number, (0,), state.NONE, number + 1, (0x0254,), 1514) for number in range(300)
+        PortEntry(number, number, (QueueEntry(0),), state.NONE, number + 1, (0x0254,), 1514) for number in range(300)
     ]
     publisher.publish(ports, [])
     tables = at(int(segment.engine["tables"]), 1, state.tables)[0]
     rows = at(int(tables["near_buckets"]), int(tables["near_mask"]) + 1, state.bucket)
-    assert [(int(row["key"]), int(row["vport"])) for row in rows if row["key"] >= 0] == [(0x0254, 0)]
+    assert [(int(row["key"]), int(row["value"])) for row in rows if row["key"] >= 0] == [(0x0254, 0)]
 
 
 # --- the segment ------------------------------------------------------------------------------------------------

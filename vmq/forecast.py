@@ -10,9 +10,9 @@ A note is a finding that needs no running engine. Its code is that of the same m
     D04  a worker on the processor of the host's interrupts         D14  a processor far from the NIC, or from what
     D05  two workers on threads of one core                              nobody can know yet: the guest's memory
 
-A VM without a receive queue of its own does not exist here, so none is starved of queues; what is scarce is turns
-of a processor. In each round a worker takes one burst from every queue pair that a guest runs: its share is counted
-in queue pairs. docs/processors.md tells it with examples.
+Receive queues of their own are scarce where an uplink's `queues` says so; else what is scarce is turns of a
+processor. In each round a worker takes one burst from every queue pair that a guest runs: its share is counted in
+queue pairs. docs/processors.md tells it with examples.
 """
 
 from __future__ import annotations
@@ -23,10 +23,20 @@ from itertools import combinations
 from typing import Any
 
 from vmq.config import Config, cpu_text
+from vmq.dynamic import first_holders
 from vmq.placement import Plan, Reach, free_cores, node_of, reach_of
 from vmq.topology import Topology
 
 Row = dict[str, Any]
+
+# Why a note matters: vmq doctor says the same of the same, in these words.
+OVERLAP = "each takes time from the other, unpredictably"
+HOSTS_CORE = "a worker that is busy takes the processor away from the host's own work, and waits for it"
+ONE_CORE = "two workers on one physical core have the speed of little more than one"
+FAR_NIC = "every frame crosses between NUMA nodes on its way from the NIC to the worker"
+TOO_FEW = (
+    "fewer VMs can have a receive queue of their own than ask for one: the default queue serves the others"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,7 @@ def notes(config: Config, topology: Topology, plan: Plan) -> Iterator[Note]:
     yield from _on_the_hosts_core(topology, plan)
     yield from _on_one_core(topology, plan)
     yield from _shared(config, topology, plan)
+    yield from _without_queue(config)
     yield from _far(config, topology, plan)
     if topology.several_nodes and config.vms:
         yield Note(
@@ -138,7 +149,7 @@ def _overlaps(config: Config, topology: Topology, plan: Plan) -> Iterator[Note]:
                 "D03",
                 f"uplinks {one} and {two}",
                 f"{cpu_text(first.cpus)} and {cpu_text(second.cpus)} overlap in {cpu_text(both)}: "
-                f"together {total} processors, not {len(first.cpus) + len(second.cpus)}",
+                f"together {total} processors, not {len(first.cpus) + len(second.cpus)}; {OVERLAP}",
                 "name sets without a common processor, if neither is to wait for the other",
             )
 
@@ -152,7 +163,7 @@ def _on_the_hosts_core(topology: Topology, plan: Plan) -> Iterator[Note]:
             yield Note(
                 "D04",
                 f"processor {cpu}",
-                f"{is_it} serves interrupts of the host as well",
+                f"{is_it} serves interrupts of the host as well: {HOSTS_CORE}",
                 others if spare else "none: this host has no other core for vmq",
             )
 
@@ -165,7 +176,7 @@ def _on_one_core(topology: Topology, plan: Plan) -> Iterator[Note]:
             yield Note(
                 "D05",
                 f"processors {cpu_text(together)}",
-                "they are threads of one core: what one works, the others wait for",
+                f"they are threads of one core: {ONE_CORE}",
                 f"keep one of them in processors of [engine], such as {together[0]}",
             )
 
@@ -210,6 +221,21 @@ def _roomier(cpu: int, config: Config, topology: Topology, plan: Plan) -> str:
     return "none: this host has no other core for vmq"
 
 
+def _without_queue(config: Config) -> Iterator[Note]:
+    for name, uplink in config.uplinks.items():
+        weights = {vm: one.weight for vm, one in config.vms.items() if one.uplink == name and one.weight}
+        holders = first_holders(weights, uplink.queues)
+        without = [vm for vm in weights if vm not in holders]
+        if without:
+            yield Note(
+                "D08",
+                f"uplink {name}",
+                f"{TOO_FEW}. {uplink.queues} of {len(weights)} VMs at a time; without traffic {', '.join(without)} "
+                f"{'has' if len(without) == 1 else 'have'} none, by weight and then by order",
+                f"set queues = {len(weights)} in [uplink.{name}], or leave it out",
+            )
+
+
 def _far(config: Config, topology: Topology, plan: Plan) -> Iterator[Note]:
     for name, vm in config.vms.items():
         cpu = plan.places[name].cpu
@@ -221,6 +247,7 @@ def _far(config: Config, topology: Topology, plan: Plan) -> Iterator[Note]:
         yield Note(
             "D14",
             f"vm {name}",
-            f"processor {cpu} is on node {own}, and the frames of uplink {vm.uplink} come from node {node}",
+            f"processor {cpu} is on node {own}, and the frames of uplink {vm.uplink} come from node {node}: "
+            f"{FAR_NIC}",
             f"name in {key} one of {cpu_text(near)}" if near else f"none: vmq may use nothing of node {node}",
         )

@@ -201,18 +201,15 @@ def place(
 
     `now` are the processors of VMs that are served already. ConfigError names its key behind `where`.
     """
-    prefix = _prefix(where)
-    _check_room(config, cpus, prefix)
-    of_uplink = {name: reach_of(name, config, cpus, topology, prefix) for name in config.uplinks}
+    _check_room(config, cpus, _prefix(where))
+    reaches = vm_reaches(config, cpus, topology, where)
     load = dict.fromkeys(cpus, 0)
     found: dict[str, Place] = {}
     open_: list[tuple[str, Reach]] = []
     for name, vm in config.vms.items():
-        reach = of_uplink.get(vm.uplink or "", Reach(cpus))
-        stays = (now or {}).get(name)
+        reach, stays = reaches[name], (now or {}).get(name)
         if vm.processor is not None:
-            _check_processor(name, vm, cpus, prefix)
-            found[name] = Place(vm.processor, f"processor of [vm.{name}]")
+            found[name] = Place(vm.processor, reach.why)
         elif stays in reach.cpus:
             found[name] = Place(stays, "it is served there already")
         else:
@@ -224,6 +221,20 @@ def place(
         found[name] = Place(cpu, _reason(reach))
         load[cpu] += 1
     return {name: found[name] for name in config.vms}
+
+
+def vm_reaches(
+    config: Config, cpus: tuple[int, ...], topology: Topology, where: str = ""
+) -> dict[str, Reach]:
+    """The processors that may serve each VM: the one that it names, else those of its uplink, else all."""
+    prefix = _prefix(where)
+    of_uplink = {name: reach_of(name, config, cpus, topology, prefix) for name in config.uplinks}
+    reaches = {name: of_uplink.get(vm.uplink or "", Reach(cpus)) for name, vm in config.vms.items()}
+    for name, vm in config.vms.items():
+        if vm.processor is not None:
+            _check_processor(name, vm, cpus, prefix)
+            reaches[name] = Reach((vm.processor,), f"processor of [vm.{name}]")
+    return reaches
 
 
 def _check_room(config: Config, cpus: tuple[int, ...], prefix: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -23,6 +23,7 @@ from vmq import linux
 from vmq.abi.ethernet import MAC_BROADCAST
 from vmq.dataplane import state
 from vmq.dataplane.classify import slot_of
+from vmq.dataplane.match import field_test
 from vmq.errors import ProtocolError
 from vmq.jit import address_of, at, int64, store_release
 
@@ -49,12 +50,22 @@ class RingEntry:
 
 
 @dataclass(frozen=True)
+class QueueEntry:
+    """One receive queue of a VM port: who serves it, and how (state.queue)."""
+
+    worker: int
+    former: int = state.NONE
+    shared: bool = False
+    generation: int = 0
+
+
+@dataclass(frozen=True)
 class PortEntry:
     """One VM port: `macs` are its receive filters in `vlan`; `rings` holds (to_guest, from_guest) per queue."""
 
     number: int
     first_queue: int
-    workers: tuple[int, ...]  # processor of each receive queue
+    queues: tuple[QueueEntry, ...]
     uplink: int
     vlan: int
     macs: tuple[int, ...]
@@ -73,6 +84,15 @@ class UplinkEntry:
 
     number: int
     lanes: tuple[Rows, ...]
+
+
+@dataclass(frozen=True)
+class FilterEntry:
+    """Receive filters of one uplink that were set beside its ports' own: plain ones, and rows for match.py."""
+
+    uplink: int
+    plain: dict[tuple[int, int], int]  # (address, VLAN id) → receive queue
+    tests: Rows
 
 
 class Segment:
@@ -162,9 +182,10 @@ class Block:
             self.tables[name] = value
 
 
-def _filters(ports: Iterable[PortEntry]) -> tuple[Rows, Rows, Rows]:
-    """Hash table of all receive filters, the groups of the segments, and their members."""
-    keys = [(mac, port.vlan, port.uplink, port.number) for port in ports for mac in port.macs]
+def _filters(ports: Iterable[PortEntry], filters: Iterable[FilterEntry]) -> tuple[Rows, Rows, Rows]:
+    """Hash table of all plain receive filters, the groups of the segments, and their members."""
+    keys = [(mac, vlan, one.uplink, queue) for one in filters for (mac, vlan), queue in one.plain.items()]
+    keys += [(mac, port.vlan, port.uplink, port.first_queue) for port in ports for mac in port.macs]
     segments: dict[tuple[int, int], list[int]] = {}
     for port in ports:
         segments.setdefault((port.vlan, port.uplink), []).append(port.number)
@@ -194,12 +215,30 @@ def _table(keys: list[tuple[int, int, int, int]]) -> Rows:
     return buckets
 
 
+def _rules(filters: list[FilterEntry]) -> tuple[Rows, Rows]:
+    """Where the rows of each uplink begin, and all of them; nothing if nobody has any."""
+    generic = [one for one in filters if len(one.tests)]
+    rules = np.zeros(max((one.uplink + 2 for one in generic), default=0), state.rule)
+    first = 0
+    for one in generic:
+        rules[one.uplink + 1] = (first, len(one.tests))
+        first += len(one.tests)
+    tests = np.concatenate([one.tests for one in generic]) if generic else np.zeros(0, field_test)
+    return rules, tests
+
+
 class _Builder:
     """Fills the arrays of one version from entries."""
 
-    def __init__(self, ports: list[PortEntry], uplinks: list[UplinkEntry], worker_count: int) -> None:
-        self.ports, self.uplinks, self.worker_count = ports, uplinks, worker_count
-        queue_count = max((port.first_queue + len(port.workers) for port in ports), default=0)
+    def __init__(
+        self,
+        ports: list[PortEntry],
+        uplinks: list[UplinkEntry],
+        filters: list[FilterEntry],
+        worker_count: int,
+    ) -> None:
+        self.ports, self.uplinks, self.filters, self.worker_count = ports, uplinks, filters, worker_count
+        queue_count = max((port.first_queue + len(port.queues) for port in ports), default=0)
         self.vports = np.zeros(max((port.number + 1 for port in ports), default=0), state.vport)
         self.queues = np.zeros(queue_count, state.queue)
         self.queues["vport"] = state.NONE  # numbers between VM ports are nobody's
@@ -219,20 +258,22 @@ class _Builder:
             self._port(port, region, learn)
             self._rings(port)
             region, learn = region + len(port.regions), learn + len(port.learn)
-        buckets, groups, members = _filters(self.ports)
-        owners = {(mac, port.uplink): port.number for port in reversed(self.ports) for mac in port.macs}
+        buckets, groups, members = _filters(self.ports, self.filters)
+        rules, tests = _rules(self.filters)
+        owners = {(mac, port.uplink): port.first_queue for port in reversed(self.ports) for mac in port.macs}
         near = _table([(mac, 0, uplink, number) for (mac, uplink), number in owners.items()])
         jobs, polls, own_lanes = self._jobs()
         arrays = {
             "vports": self.vports, "queues": self.queues, "virtqueues": self.virtqueues, "regions": self.regions,
-            "buckets": buckets, "near_buckets": near, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
+            "buckets": buckets, "near_buckets": near,
+            "rules": rules, "field_tests": tests, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
             "jobs": jobs, "polls": polls, "own_lanes": own_lanes,
         }  # fmt: skip
         largest = max([int(count) for count in groups["count"]], default=1)
         header = {
             "epoch": epoch, "vport_count": len(self.vports), "queue_count": len(self.queues),
             "region_count": len(self.regions), "bucket_mask": len(buckets) - 1, "near_mask": len(near) - 1,
-            "group_count": len(groups),
+            "rule_count": len(rules), "field_test_count": len(tests), "group_count": len(groups),
             "member_count": len(members), "learn_count": len(self.learns), "lane_count": len(self.lanes),
             "poll_count": len(polls), "own_lane_count": len(own_lanes),
             "frame_limit": min(state.FRAMES, state.DELIVERIES // max(largest, 1)),
@@ -253,7 +294,7 @@ class _Builder:
         row["active"] = 1
         row["uplink"], row["vlan"] = port.uplink, port.vlan
         row["mac"] = port.macs[0] if port.macs else 0
-        row["first_queue"], row["queue_count"] = port.first_queue, len(port.workers)
+        row["first_queue"], row["queue_count"] = port.first_queue, len(port.queues)
         row["region_first"], row["region_count"] = region, len(port.regions)
         row["frame_max"] = port.frame_max
         row["learn_first"], row["learn_count"], row["learn_left"] = learn, len(port.learn), port.learn_left
@@ -266,10 +307,11 @@ class _Builder:
             self.learns[learn + index] = prefix
 
     def _rings(self, port: PortEntry) -> None:
-        for index, worker in enumerate(port.workers):
-            self.queues[port.first_queue + index]["vport"] = port.number
-            self.queues[port.first_queue + index]["index"] = index
-            self.queues[port.first_queue + index]["worker"] = worker
+        for index, one in enumerate(port.queues):
+            row = self.queues[port.first_queue + index]
+            row["vport"], row["index"] = port.number, index
+            row["worker"], row["former"] = one.worker, one.former
+            row["shared"], row["generation"] = one.shared, one.generation
         for index, pair in port.rings.items():
             for direction, ring in enumerate(pair):
                 row = self.virtqueues[2 * (port.first_queue + index) + direction]
@@ -277,8 +319,8 @@ class _Builder:
                 row["desc"], row["avail"], row["used"] = ring.desc, ring.avail, ring.used
                 row["features"], row["call_fd"], row["error_fd"] = ring.features, ring.call_fd, ring.error_fd
                 row["polled"] = ring.polled
-            if pair[1].running:
-                self.polls[port.workers[index]].append(port.first_queue + index)
+            if pair[1].running and port.queues[index].former == state.NONE:  # on its way, it has no owner
+                self.polls[port.queues[index].worker].append(port.first_queue + index)
 
     def _jobs(self) -> tuple[Rows, Rows, Rows]:
         jobs = np.zeros(self.worker_count, state.job)
@@ -302,10 +344,13 @@ class Publisher:
         self._blocks: dict[int, Block] = {}
         self.doorbells: list[int] = []
 
-    def publish(self, ports: list[PortEntry], uplinks: list[UplinkEntry]) -> int:
+    def publish(
+        self, ports: list[PortEntry], uplinks: list[UplinkEntry], filters: Sequence[FilterEntry] = ()
+    ) -> int:
         """Make these entries what the workers see; the epoch that says so."""
         self.epoch += 1
-        block = _Builder(ports, uplinks, int(self.segment.engine["worker_count"])).build(self.epoch)
+        builder = _Builder(ports, uplinks, list(filters), int(self.segment.engine["worker_count"]))
+        block = builder.build(self.epoch)
         self._blocks[self.epoch] = block
         # us: the version's rows, then its address | worker: address, then rows.
         store_release(self.segment.engine, "tables", block.base)

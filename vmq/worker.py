@@ -18,6 +18,7 @@ import time
 from vmq import linux
 from vmq.abi.linux import UIO_MAXIOV, epoll_event, iovec
 from vmq.dataplane import loop, state
+from vmq.dataplane.match import columns
 from vmq.jit import address_of, at, compile_for
 from vmq.publisher import Segment
 
@@ -39,6 +40,7 @@ _SCRATCH = {
     "header": 64,
     "scratch": 64,
     "clock": 64,
+    "columns": columns.itemsize,
     "bounce": state.BOUNCE,
     "arena": state.ARENA,
     "ready": state.READY * epoll_event.itemsize,
@@ -52,10 +54,13 @@ def compile_loop() -> None:
 
 
 def link_rings(segment: Segment) -> list[tuple[int, int]]:
-    """Make the hand-over rings of every ordered pair of workers; (address, length) of each to undo."""
+    """Make the hand-over rings of every ordered pair of workers, and of each with itself: its default queue.
+
+    (address, length) of each to undo.
+    """
     made = []
     workers = range(int(segment.engine["worker_count"]))
-    for hold, (sender, owner) in itertools.product(range(2), itertools.permutations(workers, 2)):
+    for hold, sender, owner in itertools.product(range(2), workers, workers):
         address, length = make_ring(HANDOVER_BYTES)
         segment.rows["rings"][(hold * state.MAX_WORKERS + sender) * state.MAX_WORKERS + owner] = address
         made.append((address, length))

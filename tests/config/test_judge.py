@@ -125,6 +125,21 @@ def test_a_socket_has_one_owner_the_api_included() -> None:
     ]
 
 
+def test_a_socket_of_qemu_serves_one_vm_port() -> None:
+    """QEMU's QMP socket takes one client: the second would wait without a word."""
+    both = vm("a", A, qmp="/r/q") + vm("b", B, qmp="/r/q")
+
+    assert wrong(both) == ['[vm.b] qmp: "/r/q" is [vm.a] qmp already. Remedy: Give each socket its own path']
+    assert "[vm.a] qmp: " in wrong(vm("a", A, qmp="/" + "x" * 107))[0]
+
+
+def test_a_device_of_qemu_is_named_beside_its_socket() -> None:
+    """A key that has no effect is a mistake."""
+    assert wrong(vm("a", A, qmp_nic="net0")) == [
+        "[vm.a] qmp_nic: says nothing without qmp. Remedy: Set qmp too, or remove it"
+    ]
+
+
 def test_a_path_too_long_for_a_socket_is_refused() -> None:
     """unix(7) "Address format": 107 bytes and a NUL; bytes, not characters."""
     longest = "/" + "x" * 106

@@ -83,6 +83,13 @@ def test_a_relative_path_counts_from_the_directory_of_the_file() -> None:
     assert config.vms["web"].socket == "/etc/vmq/web.sock"
 
 
+def test_the_socket_and_the_device_of_qemu_are_read(tmp_path: Path) -> None:
+    """[vm.NAME] qmp is a path, qmp_nic a name of QEMU's."""
+    config = parse(f'{VM}qmp = "web.qmp"\nqmp_nic = "net0"\n', str(tmp_path / "vmq.toml"))
+
+    assert (config.vms["web"].qmp, config.vms["web"].qmp_nic) == (f"{tmp_path}/web.qmp", "net0")
+
+
 @pytest.mark.parametrize(
     ("text", "uplink"),
     [
@@ -113,7 +120,7 @@ def test_each_kind_of_uplink_has_its_own_keys(text: str, uplink: object) -> None
     ("text", "line"),
     [
         ("[vms]", "vms: unknown table. Remedy: Did you mean vm?"),
-        ("[zzz]", "zzz: unknown table. Remedy: Use one of engine, uplink, vm"),
+        ("[zzz]", "zzz: unknown table. Remedy: Use one of engine, uplink, vm, doctor"),
         ("uplink = 5", "uplink: not a table. Remedy: Write [uplink.NAME] and its keys below"),
         ("engine = 5", "engine: not a table. Remedy: Write [engine] and its keys below"),
         ("[uplink]\nlan = 5", "[uplink] lan: outside of a table. Remedy: Write it below [uplink.NAME]"),
@@ -127,7 +134,7 @@ def test_each_kind_of_uplink_has_its_own_keys(text: str, uplink: object) -> None
         ("[engine]\ngruop = 'kvm'", "[engine] gruop: unknown key. Remedy: Did you mean group?"),
         (
             "[engine]\nzzz = 5",
-            "[engine] zzz: unknown key. Remedy: Use one of api, processors, group",
+            "[engine] zzz: unknown key. Remedy: Use one of api, processors, group, placement",
         ),
         (
             "[engine]\ngroup = ''",
@@ -237,10 +244,36 @@ def test_each_kind_of_uplink_has_its_own_keys(text: str, uplink: object) -> None
                 "Remedy: Set spoof_check to true or false: drop frames from an address that is not the VM's"
             ),
         ),
-        (f"{VM}weight = 3", "[vm.web] weight: not available in this version. Remedy: Remove the key"),
+        (
+            f"{VM}weight = 101",
+            (
+                "[vm.web] weight: 101 is not valid. Remedy: Set weight to what its traffic counts where receive queues "
+                "are scarce, a number from 0 to 100 (0: never one of its own)"
+            ),
+        ),
+        (
+            f"{UPLINK}queues = 1025",
+            (
+                "[uplink.lan] queues: 1025 is not valid. Remedy: Set queues to the number of VMs that have a receive "
+                "queue of their own at a time, from 0 to 1024; leave it out for as many as there are VMs"
+            ),
+        ),
+        (
+            "[engine]\nplacement = 'direct'",
+            (
+                '[engine] placement: "direct" is not valid. Remedy: Set placement to "static" or "dynamic": '
+                "whether VMs move to other processors as load comes and goes"
+            ),
+        ),
         (f"{VM}trunk = true", "[vm.web] trunk: not available in this version. Remedy: Remove the key"),
         (f"{VM}lossless = []", "[vm.web] lossless: not available in this version. Remedy: Remove the key"),
-        (f"{VM}qmp = '/q'", "[vm.web] qmp: not available in this version. Remedy: Remove the key"),
+        (
+            f"{VM}qmp = '/q'\nqmp_nic = '/machine'",
+            (
+                '[vm.web] qmp_nic: "/machine" cannot be the id of a device in QEMU. Remedy: Set qmp_nic to the "id" of '
+                "its network device in QEMU; leave it out to tell it by its addresses"
+            ),
+        ),
         (
             "[vm.web",
             (
@@ -306,3 +339,16 @@ def test_load_of_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         == f"{tmp_path}/latin1.toml: is not UTF-8. Remedy: Save it as UTF-8, as TOML demands"
     )
     assert missing.value.exit_code == directory.value.exit_code == latin1.value.exit_code == 2
+
+
+def test_keys_of_dynamic_placement_and_scarce_queues() -> None:
+    """Left out, nothing moves and nobody goes without."""
+    found = parse(f"[engine]\nplacement = 'dynamic'\n{UPLINK}queues = 0\n{VM}weight = 0\n", "vmq.toml")
+    assert (found.engine.placement, found.uplinks["lan"].queues, found.vms["web"].weight) == ("dynamic", 0, 0)
+
+    plain = parse(f"{UPLINK}{VM}", "vmq.toml")
+    assert (plain.engine.placement, plain.uplinks["lan"].queues, plain.vms["web"].weight) == (
+        "static",
+        None,
+        100,
+    )

@@ -12,7 +12,7 @@ def test_the_schema_has_the_tables_of_the_file_and_closes_them() -> None:
     """Unknown keys are errors, in an editor too."""
     tables = schema()["$defs"]
 
-    assert set(tables["Config"]["properties"]) == {"engine", "uplink", "vm"}
+    assert set(tables["Config"]["properties"]) == {"engine", "uplink", "vm", "doctor"}
     assert all(table["additionalProperties"] is False for table in tables.values())
     assert tables["Vm"]["required"] == ["mac"]
     assert tables["Tap"]["required"] == ["kind", "device"]

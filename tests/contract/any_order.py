@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.contract.double import Bench, filter_of
-from vmq.contract import STATUSES, Budget, Operation
+from vmq.contract import DROP_QUEUE, STATUSES, Budget, Operation
 from vmq.errors import ApiError
 from vmq.filters import Filter
 
@@ -375,7 +375,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def the_engine_was_told_exactly_that(self) -> None:
         double = self.bench.double
-        running = {name for name, queue in self.queues.items() if queue.step == "Running"} | {0}
+        running = {name for name, queue in self.queues.items() if queue.step == "Running"} | {0, DROP_QUEUE}
         assert double.running == running
         in_effect: dict[int, set[int]] = {}
         for filter_id, (_, name, _) in self.filters.items():
@@ -411,4 +411,4 @@ class AnyOrder(RuleBasedStateMachine):
             self.go(name)
         registry, double = self.bench.contract._registry, self.bench.double
         assert (len(registry.queues), len(registry.filters), registry.rivals._filters) == (0, 0, {})
-        assert (double.grants, double.filters, double.running, double.stopping) == ({}, {}, {0}, set())
+        assert (double.grants, double.filters, double.running, double.stopping) == ({}, {}, {0, DROP_QUEUE}, set())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vmq.abi.ethernet import mac_number
-from vmq.contract import DEFAULT_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
 from vmq.errors import ApiError, VmqError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 
@@ -37,7 +37,7 @@ class Double:
         self.told: list[tuple[Any, ...]] = []
         self.grants: dict[int, Grant] = {}
         self.asked: dict[int, Parameters] = {}
-        self.running = {DEFAULT_QUEUE}
+        self.running = {DEFAULT_QUEUE, DROP_QUEUE}
         self.filters: dict[int, Mapping[int, Filter]] = {}  # in effect; no empty ones
         self.busy: set[int] = set()  # something still writes to their buffers
         self.out: dict[int, int] = {}  # buffers that are not given back
@@ -60,7 +60,7 @@ class Double:
         self.told.append(("release", queue))
 
     def start(self, queue: int) -> None:
-        assert queue == DEFAULT_QUEUE or queue in self.grants
+        assert queue in (DEFAULT_QUEUE, DROP_QUEUE) or queue in self.grants
         assert queue not in self.running
         assert queue not in self.stopping
         self.running.add(queue)
@@ -78,6 +78,10 @@ class Double:
         assert queue not in self.filters, "frames would be steered to nobody"
         self.running.remove(queue)
         self.told.append(("pause", queue))
+
+    def discard(self, queue: int) -> None:
+        assert queue not in self.running
+        self.told.append(("discard", queue))
 
     def stop(self, queue: int) -> None:
         assert queue in self.grants

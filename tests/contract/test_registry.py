@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.contract.double import Bench, filter_of
-from vmq.contract import DEFAULT_QUEUE
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
 
 
 def test_a_receive_queue_is_ready_before_its_filters_point_there():
@@ -139,14 +139,20 @@ def test_a_restart_empties_every_receive_queue_before_one_is_filled_again():
     bench.contract.reset()
 
     assert bench.double.told == [
-        ("install", {DEFAULT_QUEUE: [], name: []}),
+        ("install", {DEFAULT_QUEUE: [], DROP_QUEUE: [], name: []}),
         ("pause", DEFAULT_QUEUE),
+        ("discard", DEFAULT_QUEUE),
+        ("pause", DROP_QUEUE),
+        ("discard", DROP_QUEUE),
         ("pause", name),
+        ("discard", name),
         ("clear_counters", DEFAULT_QUEUE),
+        ("clear_counters", DROP_QUEUE),
         ("clear_counters", name),
         ("clear_counters", paused),
         ("start", DEFAULT_QUEUE),
+        ("start", DROP_QUEUE),
         ("start", name),
-        ("install", {DEFAULT_QUEUE: [2], name: [1]}),
+        ("install", {DEFAULT_QUEUE: [2], DROP_QUEUE: [], name: [1]}),
     ]
     assert [event["event"] for event in bench.events] == ["reset"]

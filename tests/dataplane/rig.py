@@ -30,7 +30,7 @@ from tests.dataplane.laws import check_laws
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import loop, state
 from vmq.jit import address_of, at
-from vmq.publisher import PortEntry, Publisher, RingEntry, Segment, UplinkEntry
+from vmq.publisher import FilterEntry, PortEntry, Publisher, QueueEntry, RingEntry, Segment, UplinkEntry
 from vmq.worker import Worker, link_rings, make_ring, unmap_rings
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -299,6 +299,7 @@ class Vm:
         self.first_queue = sum(len(vm.queues) for vm in rig.vms)
         self.macs = [mac_number(mac) for mac in macs]
         self.vlan, self.uplink, self.workers = vlan, uplink, workers
+        self.former, self.shared, self.generation = state.NONE, False, 1
         self.memory = Memory(regions)
         self.queues: list[tuple[Virtqueue, Virtqueue]] = [
             (Virtqueue(self.memory, size, features, True), Virtqueue(self.memory, size, features, False))
@@ -315,7 +316,9 @@ class Vm:
         return PortEntry(
             number=self.number,
             first_queue=self.first_queue,
-            workers=self.workers,
+            queues=tuple(
+                QueueEntry(worker, self.former, self.shared, self.generation) for worker in self.workers
+            ),
             uplink=self.uplink,
             vlan=self.vlan,
             macs=tuple(self.macs),
@@ -418,6 +421,7 @@ class Rig:
         self._rings = link_rings(self.segment)
         self.vms: list[Vm] = []
         self.uplinks: list[UplinkEntry] = []
+        self.filters: list[FilterEntry] = []
         self.sinks: list[list[int]] = []
         self._kept: list[Any] = []
         self.limit_handover(handover)
@@ -509,7 +513,7 @@ class Rig:
         row["backlog"] = address_of(backlog)
 
     def publish(self) -> None:
-        self.publisher.publish([vm.entry() for vm in self.vms if vm.present], self.uplinks)
+        self.publisher.publish([vm.entry() for vm in self.vms if vm.present], self.uplinks, self.filters)
 
     # --- one step ----------------------------------------------------------------------------------------------
 
@@ -557,7 +561,7 @@ class Rig:
         while tail < int(ring["head"]):
             place = int(ring["data"]) + tail % size
             record = at(place, 48, np.uint8).tobytes()
-            total, length, _vid, tci, tagged = struct.unpack("<qqqqi", record[:36])
+            total, length, _vid, tci, tagged = struct.unpack("<qqqii", record[:32])
             if total < 0:
                 tail -= total
                 continue

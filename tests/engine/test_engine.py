@@ -37,6 +37,7 @@ from vmq.abi.vhost_user import Request
 from vmq.config import Config, Memory, Pcap, Vm, parse
 from vmq.daemon import choose_processors
 from vmq.dataplane import state
+from vmq.engine import changes
 from vmq.engine import engine as module
 from vmq.engine.engine import Engine
 from vmq.errors import ConfigError, HostError
@@ -391,7 +392,7 @@ def test_what_is_lost_in_a_failed_change_is_said_and_can_be_asked_for_again(
         raise HostError("[uplink.lan] device", "it is gone", "plug it in")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "open_uplink", refuse)
+        patch.setattr(changes, "open_uplink", refuse)
         with pytest.raises(HostError, match="it is gone"):
             running.configure(
                 {"lan": Memory(count=0, mtu=1400)}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2)
@@ -584,12 +585,15 @@ def published_filters(engine: Engine) -> set[tuple[str, int, str | None, str]]:
     tables = at(int(engine.segment.engine["tables"]), 1, state.tables)[0]
     rows = at(int(tables["buckets"]), int(tables["bucket_mask"]) + 1, state.bucket)
     names = {vm.number: vm.name for vm in engine.vms.values()}
+    queues = at(int(tables["queues"]), int(tables["queue_count"]), state.queue)["vport"]
     uplinks = {opened.number: name for name, opened in engine.uplinks.items()}
     found = set()
     for row in rows[rows["key"] >= 0]:
         mac, vlan = int(row["key"]) & ((1 << 48) - 1), int(row["key"]) >> 48
         if mac_text(mac) != BROADCAST:
-            found.add((mac_text(mac), vlan, uplinks.get(int(row["uplink"])), names[int(row["vport"])]))
+            found.add(
+                (mac_text(mac), vlan, uplinks.get(int(row["uplink"])), names[int(queues[int(row["value"])])])
+            )
     return found
 
 
@@ -674,7 +678,7 @@ def test_vmq_plan_says_what_the_engine_then_does(tmp_path: Path, monkeypatch: py
     """The same VMs and processors in the same words, on a host of four cores with two threads."""
     files = host("0-7", "0-1", "2-3", "4-5", "6-7", nodes=("0-7",))
     topology = read(root=record(tmp_path / "host", files))
-    for module_name in ("vmq.engine.engine", "vmq.daemon"):
+    for module_name in ("vmq.engine.changes", "vmq.daemon"):
         monkeypatch.setattr(f"{module_name}.read", lambda _: topology)
     monkeypatch.setattr("vmq.worker.os.sched_setaffinity", lambda *_: None)  # processors that are not here
     vms = "".join(f"\n[vm.{name}]\nmac = '52:54:00:00:00:0{name}'" for name in "abc")

@@ -121,7 +121,7 @@ def test_filters_change_under_a_connected_guest():
 def test_other_processors_of_an_uplink_disturb_nobody():
     """The uplink stays open; its VMs move if they must, others are left alone."""
     a, b = with_(A, uplink="lan"), B
-    for keys in ({"processors": (1, 2)}, {"numa_node": 1}):
+    for keys in ({"processors": (1, 2)}, {"numa_node": 1}, {"queues": 1}):
         new = Memory(count=0, **keys)
         assert plan(config({"lan": LAN}, a=a, b=b), config({"lan": new}, a=a, b=b)) == (
             ChangeUplink("lan", new),

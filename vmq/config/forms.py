@@ -21,6 +21,8 @@ MAC = re.compile(r"[0-9A-Fa-f]{2}([:-])(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}")
 DEVICE = re.compile(
     r"[^\s/:%]{1,15}"
 )  # netdevice(7): IFNAMSIZ is 16 with its NUL; % is a pattern for the kernel
+CODE = re.compile(r"D(?:0[1-9]|[12][0-9]|3[0-4])")  # of a rule of vmq doctor
+QEMU_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,126}")
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -87,6 +89,12 @@ def _prefix(text: str) -> str:
     return f"{address.hex(':')}/{length}"
 
 
+def _code(text: str) -> str:
+    if not CODE.fullmatch(text.upper()):
+        raise ValueError(f"{shown(text)} is not a code from D01 to D34")
+    return text.upper()
+
+
 def _each(value: object, read: Callable[[str], str]) -> object:
     """One text, or a list of texts, read one by one; none may be there twice."""
     written = value if isinstance(value, list) else [value]
@@ -112,6 +120,12 @@ def _device(value: object) -> object:
     return value
 
 
+def _qmp_nic(value: object) -> object:
+    if isinstance(value, str) and not QEMU_ID.fullmatch(value):
+        raise ValueError(f"{shown(value)} cannot be the id of a device in QEMU")
+    return value
+
+
 def _repeat(value: object) -> object:
     if isinstance(value, bool):
         return 0 if value else 1
@@ -133,8 +147,10 @@ FORMS: dict[str, tuple[Callable[[Any], object], dict[str, object]]] = {
         lambda value: _each(value, _prefix),
         {"type": ["string", "array"], "items": {"type": "string"}},
     ),
+    "ignore": (lambda value: _each(value, _code), {"type": ["string", "array"], "items": {"type": "string"}}),
     "device": (_device, {"type": "string"}),
     "bridge": (_device, {"type": "string"}),
+    "qmp_nic": (_qmp_nic, {"type": "string"}),
     "repeat": (_repeat, {"type": ["integer", "boolean"], "minimum": 1}),
     "rate": (_rate, {"type": ["integer", "string"], "minimum": 1, "pattern": "^[0-9]+[kMG]?$"}),
 }

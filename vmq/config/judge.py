@@ -4,7 +4,7 @@
     judge ─┬─ engine    its processors exist
            ├─ uplinks   processors exist, no device twice, captures readable and written once
            ├─ VMs       uplink and processor exist, and allow each other
-           ├─ sockets   short enough, no path twice, the API's included
+           ├─ sockets   short enough, no path twice, QEMU's and the API's included
            └─ filters   no (uplink, VLAN, MAC) of two VMs: the frame would have two owners
 
 Each rule names the later of two tables that clash, and both in words. A table with an error of its own has no
@@ -57,6 +57,8 @@ def judge(
                 f"there is no [uplink.{vm.uplink}]",
                 f"Add that table, or name one of the file: {others}",
             )
+        if vm.qmp_nic is not None and vm.qmp is None:
+            complaints.add(f"[vm.{name}] qmp_nic", "says nothing without qmp", "Set qmp too, or remove it")
     _sockets(config, complaints)
     _filters(config, complaints)
 
@@ -175,6 +177,8 @@ def _socket_paths(config: Config) -> Iterator[tuple[str, str]]:
     yield "[engine] api", config.engine.api
     for name, vm in config.vms.items():
         yield f"[vm.{name}] socket", vm.socket
+        if vm.qmp is not None:  # it serves one client: two VM ports of one QEMU need two of them
+            yield f"[vm.{name}] qmp", vm.qmp
 
 
 def _filters(config: Config, complaints: Complaints) -> None:

@@ -21,14 +21,14 @@ import msgspec
 
 from vmq.config.forms import FORMS, shown
 from vmq.config.judge import Complaints, judge
-from vmq.config.records import KINDS, AnyUplink, Config, Engine, Record, Vm
+from vmq.config.records import KINDS, AnyUplink, Config, Doctor, Engine, Record, Vm
 from vmq.errors import HostError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # becomes part of paths and of QEMU's ids
-PATHS = frozenset({"api", "socket", "read", "write"})
-TABLES = ("engine", "uplink", "vm")
+PATHS = frozenset({"api", "socket", "qmp", "read", "write"})
+TABLES = ("engine", "uplink", "vm", "doctor")
 LATER = {
-    "vm": frozenset({"weight", "trunk", "lossless", "qmp"}),
+    "vm": frozenset({"trunk", "lossless"}),
     "uplink": frozenset(),
     "engine": frozenset(),
 }
@@ -87,6 +87,7 @@ class _Reader:
             engine=engine,
             uplinks={name: uplink for name, uplink in uplinks.items() if uplink is not None},
             vms={name: vm for name, vm in vms.items() if vm is not None},
+            doctor=self.record("[doctor]", Doctor, raw.get("doctor", {})) or Doctor(),
         )
 
     def tables(self, raw: dict[str, Any], noun: str) -> list[tuple[str, dict[str, Any]]]:

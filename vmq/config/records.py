@@ -3,7 +3,8 @@
 
     Config ── engine: Engine
            ├─ uplinks: name → Tap | Packet | Pcap | Memory      (`kind` in the file chooses which)
-           └─ vms:     name → Vm
+           ├─ vms:     name → Vm
+           └─ doctor: Doctor                                   (what vmq doctor finds; the engine does not ask it)
 
 A record is immutable, and compared and hashed by value: two equal configurations plan no action. Its texts
 are canonical: addresses in lower case with colons, paths absolute. `None` means that the key was left out;
@@ -12,7 +13,7 @@ the words of each key say what happens then.
 The description of a key is a phrase that completes "Set KEY to …": errors print it so. A range is given
 twice, for the reader (`ge`, `le`) and for the person (in the phrase); a test compares the two.
 
-`xdp` is no kind yet, and `weight`, `trunk`, `qmp` and a VM's `lossless` are no keys: the reader refuses them
+`xdp` is no kind yet, and `trunk` and a VM's `lossless` are no keys: the reader refuses them
 in words.
 """
 
@@ -51,6 +52,10 @@ class Engine(Record, frozen=True, kw_only=True):
         | None
     ) = None
     group: Annotated[str, says("the name of the group that owns the sockets, QEMU's")] | None = None
+    placement: Annotated[
+        Literal["static", "dynamic"],
+        says('"static" or "dynamic": whether VMs move to other processors as load comes and goes'),
+    ] = "static"
 
 
 class Uplink(Record, frozen=True, kw_only=True, tag_field="kind"):
@@ -83,6 +88,19 @@ class Uplink(Record, frozen=True, kw_only=True, tag_field="kind"):
                 "leave it out to prefer the node of its NIC",
                 ge=0,
                 le=1023,
+            ),
+        ]
+        | None
+    ) = None
+
+    queues: (
+        Annotated[
+            int,
+            says(
+                "the number of VMs that have a receive queue of their own at a time, from 0 to 1024; "
+                "leave it out for as many as there are VMs",
+                ge=0,
+                le=1024,
             ),
         ]
         | None
@@ -167,6 +185,23 @@ class Vm(Record, frozen=True, kw_only=True):
     learn_max: Annotated[
         int, says("the most addresses it may add, a number from 1 to 1024", ge=1, le=1024)
     ] = 8
+    qmp: (
+        Annotated[
+            str,
+            says(
+                f"the path of a QMP socket of its QEMU, at most {SOCKET_PATH_MAX} bytes; "
+                "leave it out to follow nothing"
+            ),
+        ]
+        | None
+    ) = None
+    qmp_nic: (
+        Annotated[
+            str,
+            says('the "id" of its network device in QEMU; leave it out to tell it by its addresses'),
+        ]
+        | None
+    ) = None
     processor: (
         Annotated[int, says("the number of a processor; leave it out to let the engine choose", ge=0)] | None
     ) = None
@@ -178,6 +213,14 @@ class Vm(Record, frozen=True, kw_only=True):
             le=QUEUE_PAIRS_MAX,
         ),
     ] = QUEUE_PAIRS_MAX
+    weight: Annotated[
+        int,
+        says(
+            "what its traffic counts where receive queues are scarce, a number from 0 to 100 (0: never one of its own)",
+            ge=0,
+            le=100,
+        ),
+    ] = 100
     spoof_check: Annotated[bool, says("true or false: drop frames from an address that is not the VM's")] = (
         True
     )
@@ -195,6 +238,42 @@ class Vm(Record, frozen=True, kw_only=True):
     ) = None
 
 
+class Doctor(Record, frozen=True, kw_only=True):
+    """From where on vmq doctor calls something a mistake. docs/doctor.md says where each default comes from."""
+
+    ignore: Annotated[
+        tuple[str, ...], says('a list of codes whose findings are accepted, as "D13" or ["D13", "D30"]')
+    ] = ()
+    wake_us: Annotated[
+        int,
+        says("microseconds that a worker's processor may take to wake, from 1 to 100000", ge=1, le=100_000),
+    ] = 100
+    busy_percent: Annotated[
+        int, says("the share of time from which on a processor is saturated, from 1 to 100", ge=1, le=100)
+    ] = 90
+    single_percent: Annotated[
+        int, says("the share of indications with one frame that is too many, from 1 to 100", ge=1, le=100)
+    ] = 90
+    drops_per_million: Annotated[
+        int,
+        says(
+            "how many of a million frames may find no receive buffer, a number from 0 to 1000000",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 100
+    ring: Annotated[
+        int, says("the least entries of a guest's receive ring, a number from 64 to 1024", ge=64, le=1024)
+    ] = 1024
+    busy_frames: Annotated[
+        int, says("how many frames make a VM busy, a number from 1 to 1000000000", ge=1, le=1_000_000_000)
+    ] = 1000
+    idle_percent: Annotated[
+        int,
+        says("the share of a busy VM's frames below which another is idle, from 0 to 100", ge=0, le=100),
+    ] = 10
+
+
 AnyUplink = Tap | Packet | Pcap | Memory
 KINDS: dict[str, type[AnyUplink]] = {"tap": Tap, "packet": Packet, "pcap": Pcap, "memory": Memory}
 
@@ -205,6 +284,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename={"uplinks": "upli
     engine: Engine = Engine()
     uplinks: Mapping[str, AnyUplink] = msgspec.field(default_factory=dict)
     vms: Mapping[str, Vm] = msgspec.field(default_factory=dict)
+    doctor: Doctor = Doctor()
 
     def __hash__(self) -> int:
-        return hash((self.engine, frozenset(self.uplinks.items()), frozenset(self.vms.items())))
+        return hash((self.engine, self.doctor, frozenset(self.uplinks.items()), frozenset(self.vms.items())))

@@ -13,14 +13,14 @@ quotas, capabilities, weights or who is waiting; only what the table forbids is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vmq.contract.budget import Budget, Grant, Need, balance, regrant
 from vmq.contract.capabilities import Capabilities, Property, enabled
 from vmq.contract.parameters import NAME_MAX, Parameters, changed, parameters
-from vmq.contract.registry import Effects, Installed, ReceiveQueue, Registry, sees
+from vmq.contract.registry import DEFAULT_QUEUE, Effects, Installed, ReceiveQueue, Registry, sees
 from vmq.contract.status import Operation, refusal
 from vmq.contract.views import filter_record, queue_record
 from vmq.errors import ApiError, VmqError
@@ -50,11 +50,12 @@ class Contract:
         effects: Effects,
         events: Callable[[dict[str, Any]], None],
         *,
+        current: Capabilities | None = None,
         queues_max: int = QUEUES_MAX,
         filters_max: int = FILTERS_MAX,
     ) -> None:
         self._budget, self._effects = budget, effects
-        self._hardware = self._current = capabilities
+        self._hardware, self._current = capabilities, current or capabilities
         self._registry = Registry(effects, events, queues_max, filters_max)
 
     # --- receive queues
@@ -150,14 +151,15 @@ class Contract:
         """One receive queue: what was asked for, what it has, and why they differ."""
         operation = Operation.QUEUE_PARAMETERS
         queue = self._registry.queue(operation, asker, name)
-        if not queue.is_default:
+        if not queue.is_everybodys:
             self._registry.follow(operation, queue, Event.QUEUE_PARAMETERS)
         return queue_record(queue)
 
     def enum_queues(self, asker: str | None) -> tuple[dict[str, Any], ...]:
-        """An owner's own; for the administrator all, the default queue first."""
+        """An owner's own; for the administrator all, the default queue first. The drop queue receives nothing."""
         if asker is None:
-            return tuple(map(queue_record, [self._registry.default, *self._registry.queues]))
+            every = (self._registry.everybodys[DEFAULT_QUEUE], *self._registry.queues)
+            return tuple(map(queue_record, every))
         return tuple(queue_record(queue) for queue in self._registry.queues if queue.owner == asker)
 
     def free(self, owner: str, name: int) -> str:
@@ -263,12 +265,20 @@ class Contract:
 
     def release_owner(self, owner: str) -> tuple[int, ...]:
         """The owner is gone, and with it all that it had. It never fails; the ids that wait for buffers."""
-        self._clear([installed for installed in self._registry.filters if installed.owner == owner])
-        mine = [queue for queue in self._registry.queues if queue.owner == owner]
-        for queue in mine:
+        filters = [installed for installed in self._registry.filters if installed.owner == owner]
+        return self._take_down(filters, [queue for queue in self._registry.queues if queue.owner == owner])
+
+    def withdraw(self, names: Collection[int]) -> tuple[int, ...]:
+        """What these receive queues fill is gone, and they go with it, whoever owns them. It never fails."""
+        filters = [installed for installed in self._registry.filters if installed.place in names]
+        return self._take_down(filters, [queue for queue in self._registry.queues if queue.id in names])
+
+    def _take_down(self, filters: Sequence[Installed], queues: Sequence[ReceiveQueue]) -> tuple[int, ...]:
+        self._clear(filters)
+        for queue in queues:
             if queue.allows(Event.FREE_QUEUE):
                 self._free(queue)
-        return tuple(queue.id for queue in mine if queue.state is not State.UNDEFINED)
+        return tuple(queue.id for queue in queues if queue.state is not State.UNDEFINED)
 
     # --- the uplink as a whole
 
@@ -310,7 +320,7 @@ class Contract:
             queue = self._registry.queue(operation, None, name)
         else:
             queue = self._owned(operation, asker, name)
-        if not queue.is_default:
+        if not queue.is_everybodys:
             self._registry.follow(operation, queue, Event.QUEUE_PARAMETERS)
         self._registry.clear_counters(queue)
 
@@ -325,8 +335,8 @@ class Contract:
         """The receive queue, if the owner may change it."""
         _check_owner(operation, owner)
         queue = self._registry.queue(operation, owner, name)
-        if queue.is_default:
-            raise refusal(operation, "the default queue is nobody's", "name a receive queue of your own")
+        if queue.is_everybodys:
+            raise refusal(operation, "that receive queue is everybody's", "name a receive queue of your own")
         return queue
 
     def _available(self) -> Budget:

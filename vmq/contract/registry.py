@@ -15,7 +15,8 @@ Effects are the engine's, called from the one thread that asks. Only `acquire` m
 takes things away cannot fail, for whatever reason. Events are plain records with a running number; who gets them
 notes them and does not ask back.
 
-The default queue is slot 0 of generation 0. It has no owner, always runs, and holds filters of everybody.
+Two are everybody's: they have no owner, always run, and hold filters of all. The default queue is slot 0 of
+generation 0; the drop queue is the last slot there could be, and what its filters match is counted and written nowhere.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from vmq.contract.rivals import Rivals
 from vmq.contract.status import Operation, refusal
 from vmq.errors import ApiError
 from vmq.filters import Filter
-from vmq.queues import NEXT, PUBLIC, Event, Public, Slots, State, step
+from vmq.queues import NEXT, PUBLIC, SLOTS_MAX, Event, Public, Slots, State, step
 
-DEFAULT_QUEUE = 0
+DEFAULT_QUEUE, DROP_QUEUE = 0, SLOTS_MAX - 1
 
 
 class Effects(Protocol):
@@ -51,7 +52,10 @@ class Effects(Protocol):
         """Let exactly these filters point to these receive queues, all at once; others stay as they are."""
 
     def pause(self, queue: int) -> None:
-        """Discard what it holds. When this returns, nothing more is indicated."""
+        """Nothing is steered to it any more; what it holds is discarded, or goes to who has its filters now."""
+
+    def discard(self, queue: int) -> None:
+        """Forget all frames that are on their way to it."""
 
     def stop(self, queue: int) -> None:
         """Let nothing write to its buffers any more; `stopped` says when that is so."""
@@ -80,12 +84,13 @@ class ReceiveQueue:
     filters: dict[int, Filter] = field(default_factory=dict)
 
     @property
-    def is_default(self) -> bool:
-        return self.id == DEFAULT_QUEUE
+    def is_everybodys(self) -> bool:
+        """The default queue and the drop queue."""
+        return self.id in (DEFAULT_QUEUE, DROP_QUEUE)
 
     def after(self, event: Event) -> State:
-        """The state that follows; ApiError if none does. The default queue runs, with filters or without."""
-        return self.state if self.is_default else step(self.state, event)
+        """The state that follows; ApiError if none does. What is everybody's runs, with filters or without."""
+        return self.state if self.is_everybodys else step(self.state, event)
 
     def allows(self, event: Event) -> bool:
         return self.state in NEXT[event]
@@ -121,16 +126,19 @@ class Registry:
         self, effects: Effects, events: Callable[[dict[str, Any]], None], queues: int, filters: int
     ) -> None:
         self.effects, self._events = effects, events
-        self.default = ReceiveQueue("", Parameters(name="default"), DEFAULT_QUEUE, State.RUNNING)
+        self.everybodys = {
+            number: ReceiveQueue("", Parameters(name=name), number, State.RUNNING)
+            for number, name in ((DEFAULT_QUEUE, "default"), (DROP_QUEUE, "drop"))
+        }
         self.queues: Slots[ReceiveQueue] = Slots(DEFAULT_QUEUE + 1, queues)
         self.filters: Slots[Installed] = Slots(1, filters)  # filter id 0 is invalid
         self.rivals = Rivals()
         self.number = 0
 
     def queue(self, operation: Operation, asker: str | None, name: int) -> ReceiveQueue:
-        """The receive queue, if it is the asker's, or the default queue; None asks for the administrator."""
-        if type(name) is int and name == DEFAULT_QUEUE:
-            return self.default
+        """The receive queue, if it is the asker's or everybody's; None asks for the administrator."""
+        if type(name) is int and name in self.everybodys:
+            return self.everybodys[name]
         queue = self.queues.find(name)
         if queue is None or not sees(asker, queue.owner):
             raise refusal(
@@ -190,11 +198,13 @@ class Registry:
 
     def restart(self) -> None:
         """Begin anew with the same filters: counters at nothing, and no frame from before."""
-        running = [queue for queue in (self.default, *self.queues) if queue.state is State.RUNNING]
+        every = (*self.everybodys.values(), *self.queues)
+        running = [queue for queue in every if queue.state is State.RUNNING]
         self.effects.install({queue.id: {} for queue in running})
         for queue in running:
             self.effects.pause(queue.id)
-        for queue in (self.default, *self.queues):
+            self.effects.discard(queue.id)
+        for queue in every:
             self.clear_counters(queue)
         for queue in running:
             self.effects.start(queue.id)
@@ -202,7 +212,7 @@ class Registry:
         self.tell("reset")
 
     def clear_counters(self, queue: ReceiveQueue) -> None:
-        if queue.is_default or queue.grant is not None:
+        if queue.is_everybodys or queue.grant is not None:
             self.effects.clear_counters(queue.id)
 
     def tell(self, kind: str, **what: Any) -> None:

@@ -26,7 +26,7 @@ from vmq.abi.ethernet import (
     VLAN_VID_MASK,
 )
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr
-from vmq.dataplane.classify import lookup, mac_at
+from vmq.dataplane.classify import lookup, mac_at, owner_of
 from vmq.dataplane.clock import now
 from vmq.dataplane.memory import drain
 from vmq.dataplane.ports import report
@@ -121,7 +121,7 @@ def check_source(t: Any, w: Any, port: Any, number: int, row: Any) -> int:
         return -1 - FROM_GUEST_SOURCE
     if mac == port["mac"]:
         return ADMITTED
-    owner = lookup(t, mac, int64(row["vid"]), int64(port["uplink"]))
+    owner = owner_of(t, lookup(t, mac, int64(row["vid"]), int64(port["uplink"])))
     if owner == number:
         return ADMITTED
     if owner < 0 and may_learn(t, port, mac):

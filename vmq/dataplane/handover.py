@@ -4,13 +4,20 @@
         tail ──► [parcel header | frame, contiguous | pad] [parcel …] ◄── head        (bytes ever read / written)
 
 The sender's worker copies a frame in and completes its own descriptor at once; the owner of the receive queue
-copies out. A parcel never wraps: where the end of the ring is too short, a parcel of negative size says so. The
-reader judges each frame again by its own version of the tables, so that no filter change is overtaken; what has
-moved to yet another processor meanwhile is a named drop.
+copies out. A parcel never wraps: where the end of the ring is too short, a parcel of negative size says so. A frame
+was steered when it came, by one version of the tables, and goes where that version said: a filter that moves
+meanwhile loses nothing. A receive queue that was paused or freed has another generation since: a named drop.
 
 Lossless sources have rings of their own. There a parcel whose receive queue is full stays, and so does everything
 behind it for the same queue; what was delivered from behind it is marked and passed over. When the ring is full, its
 source waits, and nobody else does.
+
+**A receive queue that moves** from processor A to B is `former` A, `worker` B for one version: every source hands over
+to B, which leaves it in the ring, while A delivers what it was handed before. When A's rings are empty, control
+publishes a version without `former`, and B goes on: no frame is lost, and none is overtaken.
+
+**The default queue** is the ring of a processor to itself. Frames of VM ports without a receive queue of their own
+(`shared`) lie there one after the other, as they came, and are sorted out afterwards: a copy more for every frame.
 """
 
 from __future__ import annotations
@@ -19,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from vmq.abi.ethernet import MAC_GROUP_BIT
-from vmq.dataplane.classify import lookup, mac_at, note
+from vmq.dataplane.classify import note
 from vmq.dataplane.ports import signal
 from vmq.dataplane.state import (
     DELIVERIES,
@@ -44,7 +50,6 @@ from vmq.dataplane.state import (
     queue,
     queue_state,
     todo,
-    vport,
     worker,
 )
 from vmq.jit import at, copy, fence, int64, kernel, load_acquire, load_once, store_release
@@ -64,7 +69,7 @@ def flatten(row: Any, pieces: Any, to: int) -> None:
 
 
 @kernel
-def push(address: int, row: Any, pieces: Any, number: int) -> bool:
+def push(address: int, row: Any, pieces: Any, number: int, generation: int) -> bool:
     """Copy a frame into the ring at `address`, for receive queue `number`; False if there is no room."""
     ring = at(address, 1, byte_ring)[0]
     size, head = int64(ring["size"]), int64(ring["head"])
@@ -85,6 +90,7 @@ def push(address: int, row: Any, pieces: Any, number: int) -> bool:
     header["tci"] = row["tci"]
     header["tagged"] = row["tagged"]
     header["queue"] = number
+    header["generation"] = generation
     header["source"] = row["source"]
     header["uplink"] = row["uplink"]
     flatten(row, pieces, place + PARCEL)
@@ -102,20 +108,33 @@ def ring_of(w: Any, sender: int, owner: int, hold: int) -> int:
 
 
 @kernel
+def direct(t: Any, w: Any, number: int) -> bool:
+    """Whether this worker delivers to the receive queue at once, and not through a ring."""
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    if row["worker"] != w["index"] or row["shared"] or row["former"] != NONE:
+        return False
+    return int64(at(w["todo"], MAX_QUEUES, todo)[number]["held"]) == 0
+
+
+@kernel
 def hand_over(t: Any, w: Any, number: int, hold: int) -> None:
-    """Everything noted for receive queue `number` of another processor, in order; one doorbell if it sleeps."""
+    """Everything noted for receive queue `number`, in order, to its processor; one doorbell if that sleeps."""
     shared = at(w["engine"], 1, engine)[0]
-    owner = int64(at(t["queues"], t["queue_count"], queue)[number]["worker"])
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    owner, generation = int64(row["worker"]), int64(row["generation"])
     ring = ring_of(w, w["index"], owner, hold)
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
     frames = at(w["frames"], FRAMES, frame)
     pieces = at(w["pieces"], PIECES, piece)
-    index = int64(at(w["todo"], MAX_QUEUES, todo)[number]["first"])
+    lists = at(w["todo"], MAX_QUEUES, todo)
+    index = int64(lists[number]["first"])
     while index != NONE:
         one = frames[deliveries[index]["frame"]]
-        if not push(ring, one, pieces, number):
-            if hold:
-                break
+        if push(ring, one, pieces, number, generation):
+            lists[number]["held"] += int64(owner == w["index"])
+        elif hold:
+            break
+        else:
             at(one["account"], 1, account)[0]["drops"][HANDOVER_FULL] += 1
         deliveries[index]["done"] = 1
         index = int64(deliveries[index]["next"])
@@ -127,28 +146,57 @@ def hand_over(t: Any, w: Any, number: int, hold: int) -> None:
 
 
 @kernel
-def still_named(t: Any, row: Any, number: int) -> bool:
-    """Whether, by our version of the tables, the frame is for this receive queue."""
+def still_there(t: Any, number: int, generation: int) -> bool:
+    """Whether a receive queue is the one that a frame was steered to: it was not paused or freed since."""
     if number >= t["queue_count"]:
         return False
-    target = int64(at(t["queues"], t["queue_count"], queue)[number]["vport"])
-    if target < 0:
-        return False
-    mac = mac_at(row["address"])
-    if not mac & MAC_GROUP_BIT:
-        return lookup(t, mac, int64(row["vid"]), int64(row["uplink"])) == target
-    port = at(t["vports"], t["vport_count"], vport)[target]
-    return bool(port["active"] and port["vlan"] == row["vid"] and port["uplink"] == row["uplink"])
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    return bool(row["vport"] >= 0 and row["generation"] == generation)
 
 
 @kernel
-def accept_parcels(t: Any, w: Any, address: int) -> int:
+def ours(t: Any, w: Any, number: int) -> int:
+    """Whether a parcel's receive queue is ours to fill: 1, 0 while it is on its way here, NONE if another's."""
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    if row["former"] == w["index"] or (row["worker"] == w["index"] and row["former"] == NONE):
+        return 1
+    return 0 if row["worker"] == w["index"] else NONE
+
+
+@kernel
+def unwrap(w: Any, row: Any, place: int) -> None:
+    """Make `row` of the parcel at `place`."""
+    header = at(place, 1, parcel)[0]
+    row["address"] = place + PARCEL
+    row["head"] = row["length"] = header["length"]
+    row["piece_first"] = row["piece_count"] = 0
+    row["vid"] = header["vid"]
+    row["tci"] = header["tci"]
+    row["tagged"] = header["tagged"]
+    row["source"] = header["source"]
+    row["uplink"] = header["uplink"]
+    books = int64(at(w["engine"], 1, engine)[0]["queue_state"])
+    row["account"] = books + int64(header["queue"]) * QUEUE_STATE + QUEUE_ACCOUNT
+
+
+@kernel
+def pass_over(w: Any, header: Any, sender: int) -> None:
+    """This parcel is done."""
+    if sender == w["index"]:
+        at(w["todo"], MAX_QUEUES, todo)[header["queue"]]["held"] -= 1
+    header["queue"] = NONE
+
+
+@kernel
+def accept_parcels(t: Any, w: Any, address: int, sender: int) -> int:
     """Frames of one ring into the round, each noted for its queue; the tail to store when all are delivered."""
     ring = at(address, 1, byte_ring)[0]
     size, tail = int64(ring["size"]), int64(ring["tail"])
+    # us: head, then the parcels | writer: parcels, then head.
     head = int64(load_acquire(ring, "head"))
     frames = at(w["frames"], FRAMES, frame)
     shared = at(w["engine"], 1, engine)[0]
+    w["parked"] = 0
     while tail < head and w["frame_count"] < t["frame_limit"]:
         place = int64(ring["data"]) + (tail & (size - 1))
         skip = int64(at(place, 1, np.int64)[0])
@@ -160,41 +208,36 @@ def accept_parcels(t: Any, w: Any, address: int) -> int:
         tail += int64(header["size"])
         if number == NONE:
             continue
-        index = int64(w["frame_count"])
-        row = frames[index]
-        row["address"] = place + PARCEL
-        row["head"] = row["length"] = header["length"]
-        row["piece_first"] = row["piece_count"] = 0
-        row["vid"] = header["vid"]
-        row["tci"] = header["tci"]
-        row["tagged"] = header["tagged"]
-        row["source"] = header["source"]
-        row["uplink"] = header["uplink"]
-        row["account"] = int64(shared["queue_state"]) + number * QUEUE_STATE + QUEUE_ACCOUNT
-        books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
-        if (
-            still_named(t, row, number)
-            and at(t["queues"], t["queue_count"], queue)[number]["worker"] == w["index"]
-        ):
+        verdict = ours(t, w, number) if still_there(t, number, int64(header["generation"])) else NONE
+        if verdict == 1:
+            index = int64(w["frame_count"])
+            unwrap(w, frames[index], place)
             note(w, index, number)
             w["frame_count"] += 1
+        elif verdict == 0:
+            w["parked"] += 1
         else:
-            header["queue"] = NONE
-            books["to_guest_drops"][HANDOVER_MOVED] += 1
+            at(shared["queue_state"], MAX_QUEUES, queue_state)[number]["to_guest_drops"][HANDOVER_MOVED] += 1
+            pass_over(w, header, sender)
     return tail
 
 
 @kernel
-def keep_parcels(w: Any, address: int, end: int) -> int:
+def keep_parcels(w: Any, address: int, end: int, sender: int) -> int:
     """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`."""
     ring = at(address, 1, byte_ring)[0]
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
     frames = at(w["frames"], FRAMES, frame)
+    waits = int64(w["parked"])
     for index in range(w["delivery_count"]):
         if deliveries[index]["done"]:
             place = int64(frames[deliveries[index]["frame"]]["address"]) - PARCEL
-            at(place, 1, parcel)[0]["queue"] = NONE
+            pass_over(w, at(place, 1, parcel)[0], sender)
+        else:
+            waits += 1
     size, tail = int64(ring["size"]), int64(ring["tail"])
+    if waits == 0:
+        return end
     while tail < end:
         header = at(int64(ring["data"]) + (tail & (size - 1)), 1, parcel)[0]
         length = int64(header["size"])

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vmq.dataplane.classify import steer
 from vmq.dataplane.clock import now
 from vmq.dataplane.from_guest import collect
-from vmq.dataplane.handover import accept_parcels, hand_over, keep_parcels, parcels_waiting, ring_of
+from vmq.dataplane.handover import accept_parcels, direct, hand_over, keep_parcels, parcels_waiting, ring_of
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.ports import call, fault
 from vmq.dataplane.replay import keep_backlog, paced, replay_backlog, until_due
@@ -58,6 +57,7 @@ from vmq.dataplane.state import (
     vport,
     worker,
 )
+from vmq.dataplane.steer import steer
 from vmq.dataplane.to_guest import EXPECT_STEPS, deliver, expect
 from vmq.jit import (
     at,
@@ -91,18 +91,17 @@ def begin(w: Any) -> None:
 
 
 @kernel
-def finish(t: Any, w: Any, hold: int) -> None:
-    """Second pass: every receive queue that was noted, here or at the processor that owns it."""
+def finish(t: Any, w: Any, hold: int, handed: int) -> None:
+    """Second pass: every receive queue that was noted, here or through a ring; what came out of one (`handed`), here."""
     touched = at(w["touched"], DELIVERIES, np.int64)
     lists = at(w["todo"], MAX_QUEUES, todo)
-    queues = at(t["queues"], t["queue_count"], queue)
     for step in range(EXPECT_STEPS):
         for index in range(w["touched_count"]):
-            if queues[touched[index]]["worker"] == w["index"]:
+            if handed or direct(t, w, touched[index]):
                 expect(t, w, touched[index], step)
     for index in range(w["touched_count"]):
         number = touched[index]
-        if queues[number]["worker"] == w["index"]:
+        if handed or direct(t, w, number):
             deliver(t, w, number, hold)
         else:
             hand_over(t, w, number, hold)
@@ -123,17 +122,17 @@ def lane_round(t: Any, w: Any, number: int) -> int:
     if row["kind"] == LANE_REPLAY and state["pending"] > 0:
         before = int64(state["pending"])
         replay_backlog(t, w, row, state)
-        finish(t, w, 1)
-        keep_backlog(w, row, state, NONE, w["frame_count"])
+        finish(t, w, 1, 0)
+        keep_backlog(t, w, row, state, NONE, w["frame_count"])
         return before - int64(state["pending"])
     first = int64(state["cursor"])
     account = int64(shared["lane_state"]) + number * LANE_STATE + LANE_ACCOUNT
     taken = rx_burst(t, w, row, state, account)
     for index in range(w["frame_count"]):
         steer(t, w, index, 0, row["forward_link_local"])
-    finish(t, w, row["lossless"])
+    finish(t, w, row["lossless"], 0)
     if row["lossless"]:
-        keep_backlog(w, row, state, first, 0)
+        keep_backlog(t, w, row, state, first, 0)
     return taken
 
 
@@ -146,10 +145,9 @@ def parcels_round(t: Any, w: Any, sender: int, hold: int) -> int:
     begin(w)
     ring = at(address, 1, byte_ring)[0]
     before = int64(ring["tail"])
-    tail = accept_parcels(t, w, address)
-    finish(t, w, hold)
-    if hold:
-        tail = keep_parcels(w, address, tail)
+    tail = accept_parcels(t, w, address, sender)
+    finish(t, w, hold, 1)
+    tail = keep_parcels(w, address, tail, sender)
     # us: copy out, then tail | writer: reads tail, then writes over it.
     store_release(ring, "tail", tail)
     return 1 if tail != before else 0
@@ -177,7 +175,7 @@ def forward(t: Any, w: Any, number: int, port: Any) -> None:
     for index in range(w["frame_count"]):
         frames[index]["account"] = account
         steer(t, w, index, 1 if first_lane >= 0 else 0, link_local)
-    finish(t, w, 0)
+    finish(t, w, 0, 0)
     if w["outgoing_count"] > 0:
         tx_burst(w, lanes[number], at(shared["lane_state"], MAX_LANES, lane_state)[number])
 

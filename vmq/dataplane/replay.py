@@ -15,7 +15,7 @@ import numpy as np
 from vmq.abi.ethernet import VLAN_VID_MASK
 from vmq.dataplane.classify import note
 from vmq.dataplane.clock import now
-from vmq.dataplane.handover import push, still_named
+from vmq.dataplane.handover import push, still_there
 from vmq.dataplane.state import (
     BURST,
     DELIVERIES,
@@ -29,6 +29,7 @@ from vmq.dataplane.state import (
     delivery,
     frame,
     piece,
+    queue,
     recorded,
     waiting,
 )
@@ -111,7 +112,7 @@ def replay_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
 
 @kernel
 def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
-    """Bring what waits back into the round: one frame row a delivery. What no filter names any more is dropped."""
+    """Bring what waits back into the round: one frame row a delivery. What was paused since is dropped."""
     rows = at(lane["backlog"], DELIVERIES, waiting)
     frames = at(w["frames"], FRAMES, frame)
     count = min(int64(state["pending"]), FRAMES)
@@ -121,7 +122,7 @@ def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
         frames[index]["account"] = NONE
         frames[index]["source"] = NONE
         frames[index]["uplink"] = lane["uplink"]
-        if still_named(t, frames[index], number):
+        if still_there(t, number, int64(rows[index]["generation"])):
             note(w, index, number)
         else:
             state["account"]["drops"][HANDOVER_MOVED] += 1
@@ -129,13 +130,14 @@ def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
 
 
 @kernel
-def keep_backlog(w: Any, lane: Any, state: Any, first: int, presented: int) -> None:
+def keep_backlog(t: Any, w: Any, lane: Any, state: Any, first: int, presented: int) -> None:
     """After delivery: what is undone waits. `first` is the recorded number of frame 0, NONE if it was the backlog.
 
     `presented` rows of an older backlog were in this round; what lies behind them moves up.
     """
     rows = at(lane["backlog"], DELIVERIES, waiting)
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
+    queues = at(t["queues"], max(int64(t["queue_count"]), 1), queue)
     left = int64(0)
     for index in range(w["delivery_count"]):
         if not deliveries[index]["done"]:
@@ -145,10 +147,12 @@ def keep_backlog(w: Any, lane: Any, state: Any, first: int, presented: int) -> N
             else:
                 rows[left]["recorded"] = (first + number) % lane["source_count"]
             rows[left]["queue"] = deliveries[index]["queue"]
+            rows[left]["generation"] = queues[deliveries[index]["queue"]]["generation"]
             left += 1
     for index in range(presented, state["pending"]):
         rows[left]["recorded"] = rows[index]["recorded"]
         rows[left]["queue"] = rows[index]["queue"]
+        rows[left]["generation"] = rows[index]["generation"]
         left += 1
     state["pending"] = left
 
@@ -161,7 +165,7 @@ def replay_transmit(w: Any, lane: Any, state: Any) -> None:
     outgoing = at(w["outgoing"], FRAMES, np.int64)
     for index in range(w["outgoing_count"]):
         row = frames[outgoing[index]]
-        if lane["sink"] and not push(lane["sink"], row, pieces, NONE):
+        if lane["sink"] and not push(lane["sink"], row, pieces, NONE, 0):
             state["to_wire_drops"][TO_WIRE_FULL] += 1
             continue
         state["frames_to_wire"] += 1

@@ -79,13 +79,14 @@ DROPS: tuple[tuple[str, str], ...] = (
         "default_queue",
         "no receive filter names the destination: the host's share (its own stack has it, or none)",
     ),
+    ("drop_queue", "a receive filter of the drop queue matches"),
     ("link_local", "01:80:c2:00:00:0x never crosses a bridge (link_local)"),
     ("vlan_truncated", "the frame ends inside its VLAN tag"),
     ("runt", "the frame from the wire is shorter than an Ethernet header"),
     ("from_wire_too_long", "the frame from the wire is longer than its buffer or the MTU"),
     ("from_wire_offload", "checksum or segmentation metadata from the wire does not fit the frame"),
-    ("handover_full", "the ring to the processor of the destination is full"),
-    ("handover_moved", "the destination moved to another processor meanwhile, or its filter is gone"),
+    ("handover_full", "the ring to the processor of the destination, or to the default queue, is full"),
+    ("handover_moved", "the receive queue was paused or freed while the frame was on its way"),
     ("to_wire_full", "the uplink takes no more frames now"),
     ("to_wire_error", "the uplink refused the frame"),
 )
@@ -110,6 +111,7 @@ DROP_COUNT = 32  # columns of the counters; room for the names to come
     OWN_ADDRESS,
     NO_FILTER,
     DEFAULT_QUEUE,
+    DROP_QUEUE,
     LINK_LOCAL,
     VLAN_TRUNCATED,
     RUNT,
@@ -139,6 +141,9 @@ EVENT_LEARN, EVENT_FAULT, EVENT_SPOOFED = 1, 2, 3
 # --- kinds of uplink lanes, tested once a burst ---
 LANE_REPLAY, LANE_TAP, LANE_PACKET = 1, 2, 3
 
+# --- what a generic receive filter leads to, if not to a receive queue ---
+TO_DROP_QUEUE, TO_DEFAULT_QUEUE = -2, -3
+
 # --- features of a virtqueue that a kernel asks for ---
 RING_EVENT_IDX, RING_INDIRECT, RING_MERGEABLE = 1, 2, 4
 
@@ -153,6 +158,8 @@ tables = rows(
     ("regions", i64), ("region_count", i64),
     ("buckets", i64), ("bucket_mask", i64),
     ("near_buckets", i64), ("near_mask", i64),  # the same addresses whatever their VLAN, for near misses
+    ("rules", i64), ("rule_count", i64),  # `rule` of uplink u at u + 1; count 0: nobody has generic filters
+    ("field_tests", i64), ("field_test_count", i64),
     ("groups", i64), ("group_count", i64),
     ("members", i64), ("member_count", i64),  # i64 numbers of VM ports, group after group
     ("learns", i64), ("learn_count", i64),
@@ -177,7 +184,14 @@ vport = rows(
     ("first_lane", i64),  # lane of worker 0 on its uplink; NONE without
 )  # fmt: skip
 
-queue = rows(("vport", i64), ("index", i64), ("worker", i64))
+queue = rows(
+    ("vport", i64), ("index", i64),
+    ("worker", i64),
+    # A queue on its way to `worker`: who owned it delivers what it was handed, and nobody anything else; else NONE.
+    ("former", i64),
+    ("shared", i64),  # 1: no receive queue of its own; served by the default queue, frame by frame
+    ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
+)  # fmt: skip
 
 virtqueue = rows(
     ("running", i64),  # a kernel owns ring_state; otherwise protocol code does
@@ -191,13 +205,14 @@ virtqueue = rows(
 
 region = layout(32, ("guest", u64), ("size", u64), ("host", u64), ("vport", i64))
 
-bucket = layout(16, ("key", i64), ("uplink", i32), ("vport", i32))  # key: MAC | VID << 48; vport or group
+bucket = layout(16, ("key", i64), ("uplink", i32), ("value", i32))  # key: MAC | VID << 48
 KEY_EMPTY = -1
 VID_SHIFT = 48
 # Knuth's multiplicative hash: operands stay below 2^31 and 2^32, so that nothing wraps in either mode.
 HASH_MASK, HASH_FACTOR = 0x7FFFFFFF, 0x9E3779B1
 
 group = layout(16, ("first", i64), ("count", i64))
+rule = layout(16, ("first", i64), ("count", i64))  # rows of `field_tests` (match.py)
 learn = layout(16, ("mask", i64), ("value", i64))
 
 lane = rows(
@@ -225,7 +240,7 @@ job = layout(32, ("poll_first", i64), ("poll_count", i64), ("lane_first", i64), 
 
 # A frame of a capture or a generator, normalised when it was loaded: untagged, its tag beside it.
 recorded = layout(32, ("address", i64), ("length", i64), ("tci", i64), ("tagged", i64))
-waiting = layout(16, ("recorded", i64), ("queue", i64))
+waiting = layout(16, ("recorded", i64), ("queue", i32), ("generation", i32))
 
 # A TCP or UDP frame longer than the wire's, and how far it is cut (offload.py).
 super_frame = layout(
@@ -271,13 +286,14 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("frames", i64), ("heads", i64), ("pieces", i64), ("targets", i64),
     ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
     ("claims", i64), ("chains", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
-    ("ready", i64), ("clock", i64),
+    ("ready", i64), ("clock", i64), ("columns", i64),
     ("events", i64), ("event_head", i64),
     ("misses", i64), ("strangers", i64),  # near_miss rows of all VM ports, stranger rows: this worker's own
     ("frame_count", i64), ("piece_count", i64), ("delivery_count", i64), ("touched_count", i64),
     ("outgoing_count", i64), ("arena_used", i64), ("total", i64), ("claim_count", i64),
     ("steps_left", i64),  # of STEPS
     ("broken", i64),  # fault found in this round, NO_FAULT without
+    ("parked", i64),  # parcels passed over in this round: their receive queue is on its way here
 )  # fmt: skip
 
 # What became of the frames of one source: frames in = forwarded + drops, the handover_* drops apart. Those are of
@@ -358,7 +374,8 @@ frame = layout(
 
 piece = layout(16, ("address", i64), ("length", i64))
 delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue
-todo = layout(16, ("first", i32), ("last", i32), ("count", i64))
+# `held`: of the frames that this worker handed to itself, those that it has not delivered yet; not of one round.
+todo = layout(16, ("first", i32), ("last", i32), ("count", i32), ("held", i32))
 claim = layout(16, ("head", i64), ("length", i64))
 
 # A byte ring (handover.py): one writer, one reader, their indices on lines of their own.
@@ -373,8 +390,8 @@ parcel = layout(
     ("size", i64),  # of the whole record, a multiple of 16; negative: skip to the start of the ring
     ("length", i64),  # of the frame behind this header
     ("vid", i64),
-    ("tci", i64),
-    ("tagged", i32), ("queue", i32),  # queue NONE: passed over
+    ("tci", i32), ("tagged", i32),
+    ("queue", i32), ("generation", i32),  # queue NONE: passed over
     ("source", i32), ("uplink", i32),
 )  # fmt: skip
 

@@ -11,52 +11,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from vmq import linux
-from vmq.abi.ethernet import mac_number
 from vmq.abi.linux import SIGBUS
-from vmq.config import AnyUplink, Config
-from vmq.config import Vm as VmConfig
+from vmq.config import Config
+from vmq.contract import Contract
 from vmq.dataplane import faults, state
 from vmq.engine.announce import rarp
+from vmq.engine.changes import Changes, OpenedUplink
 from vmq.engine.journal import Journal
-from vmq.engine.plan import (
-    Action,
-    AddVm,
-    ChangeUplink,
-    ChangeVm,
-    CloseUplink,
-    OpenUplink,
-    RemoveVm,
-    lasting,
-    plan,
-    same_wire,
-)
+from vmq.engine.mover import Mover
+from vmq.engine.plan import Action
+from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.engine.watchdog import Watchdog
-from vmq.errors import ConfigError, HostError, VmqError
-from vmq.placement import Place, devices, place
+from vmq.placement import Place
 from vmq.publisher import Publisher, Segment, UplinkEntry
-from vmq.topology import read
-from vmq.uplink import Uplink, open_uplink
+from vmq.uplink import Uplink
 from vmq.worker import Worker, link_rings, unmap_rings
 
 TICK_SECONDS = 0.05
 EVENTS_PAUSE_SECONDS = 0.01  # between two looks at what workers tell
 PENALTY_SECONDS = 10.0  # for a front-end that made a processor wait
 LOG = logging.getLogger("vmq")
-
-
-class OpenedUplink(NamedTuple):
-    """An uplink that is open: its number in filters, itself, and of what it was made."""
-
-    number: int
-    uplink: Uplink
-    config: AnyUplink
 
 
 def _say(problem: BaseException) -> None:
@@ -83,7 +65,10 @@ class Engine:
         self._tick: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
         self.paused = False  # True: no lane receives yet
-        self._opening = set[str]()  # uplinks that receive nothing yet: their VMs are not all there
+        self.default = 0  # the worker of the default queue
+        self.changes, self.mover = Changes(self), Mover(self)
+        self.queues: dict[str | None, UplinkQueues] = {None: UplinkQueues(self, None, None)}  # by uplink
+        self._generations = itertools.count(1)
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -102,9 +87,9 @@ class Engine:
         """Stop everything and give everything back. It does not fail."""
         try:
             for name in list(self.vms):
-                self._remove_vm(name)
+                self.changes.remove_vm(name)
             for name in list(self.uplinks):
-                self._close_uplink(name)
+                self.changes.close_uplink(name)
         except TimeoutError as problem:  # what a stuck processor may still use stays as it is
             LOG.error("not everything is given back: %s", problem)  # noqa: TRY400 - known, and said in words
             for vm in self.vms.values():
@@ -135,174 +120,24 @@ class Engine:
         """One line for the operator."""
         LOG.warning("%s", line)
 
-    # --- configuration ---------------------------------------------------------------------------------------
-
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
-        try:
-            actions = self._reconfigure(new)
-        except VmqError as error:
-            self.journal.tell("configured", actions=0, wrong=error.wrong, remedy=error.remedy)
-            raise
-        self.journal.tell("configured", actions=len(actions), wrong=None, remedy=None)
-        return actions
+        return self.changes.reconfigure(new)
 
-    def _reconfigure(self, new: Config) -> tuple[Action, ...]:
-        self._arrange(new)
-        old, actions = self.config, plan(self.config, new)
-        try:
-            for action in actions:
-                self._apply(action, new)
-        except TimeoutError:
-            raise  # a processor is stuck: the engine ends
-        except (VmqError, OSError) as error:
-            self._restore(old)
-            if isinstance(error, VmqError):
-                raise
-            wrong = f"the host refuses what it needs: {error.strerror or error}"
-            raise HostError(self.where, wrong, "raise the limit of open files, or of memory") from error
-        self.config = new
-        self._opening.clear()
-        self.publish()
-        return actions
+    # --- receive queues --------------------------------------------------------------------------------------
 
-    def _arrange(self, new: Config) -> None:
-        """Decide which processor serves which VM; ConfigError if those that there are cannot."""
-        cpus = tuple(worker.cpu for worker in self.workers)
-        now = {name: cpus[vm.worker] for name, vm in self.vms.items()}
-        self.places = place(new, cpus, read(devices(new)), now, self.where)
+    @property
+    def contracts(self) -> dict[str, Contract]:
+        """The contract of each uplink; "" for VMs without one."""
+        return {name or "": queues.contract for name, queues in self.queues.items()}
 
-    def _restore(self, old: Config) -> None:
-        """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
+    def worker_of(self, cpu: int) -> int:
+        """The index of the worker on a processor."""
+        return [worker.cpu for worker in self.workers].index(cpu)
 
-        What cannot be opened again is missed in words: the configuration in force is what there is.
-        """
-        for name, vm in list(self.vms.items()):
-            if name not in old.vms or lasting(old.vms[name]) != lasting(vm.config):
-                self._remove_vm(name)
-        for name, opened in list(self.uplinks.items()):
-            if not same_wire(old.uplinks.get(name), opened.config):
-                self._close_uplink(name)
-        self._arrange(old)
-        for action in plan(self._in_force(old), old):
-            try:
-                self._apply(action, old)
-            except TimeoutError:
-                raise
-            except (VmqError, OSError) as error:
-                LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
-        self.config = self._in_force(old)
-        self._opening.clear()
-        self.publish()
-
-    def _in_force(self, config: Config) -> Config:
-        """What there is, with the engine's own keys of `config`."""
-        uplinks = {name: opened.config for name, opened in self.uplinks.items()}
-        return Config(
-            engine=config.engine, uplinks=uplinks, vms={name: vm.config for name, vm in self.vms.items()}
-        )
-
-    def _apply(self, action: Action, new: Config) -> None:
-        if isinstance(action, OpenUplink):
-            self._open_uplink(action.name, action.config, new)
-        elif isinstance(action, ChangeUplink):
-            self.uplinks[action.name] = self.uplinks[action.name]._replace(config=action.config)
-        elif isinstance(action, CloseUplink):
-            self._close_uplink(action.name)
-        elif isinstance(action, AddVm):
-            self._add_vm(action.name, action.config)
-        elif isinstance(action, ChangeVm):
-            self._change_vm(action.name, action.config)
-        elif isinstance(action, RemoveVm):
-            self._remove_vm(action.name)
-
-    def _open_uplink(self, name: str, config: AnyUplink, new: Config) -> None:
-        if (len(self.uplinks) + 1) * len(self.workers) > state.MAX_LANES:  # numbers are dense
-            raise ConfigError(
-                f"{self.where}: [uplink.{name}]", "too many uplinks", f"at most {state.MAX_LANES} lanes"
-            )
-        targets = [
-            (mac_number(mac), vm.vlan or 0) for vm in new.vms.values() if vm.uplink == name for mac in vm.mac
-        ]
-        try:
-            uplink = open_uplink(name, config, len(self.workers), targets)
-        except ConfigError as error:
-            raise type(error)(f"{self.where}: {error.where}", error.wrong, error.remedy) from error
-        number = _free(opened.number for opened in self.uplinks.values())
-        base = number * len(self.workers)
-        self.segment.rows["lane_state"][base : base + len(self.workers)] = 0
-        self.uplinks[name] = OpenedUplink(number, uplink, config)
-        self._opening.add(name)
-        self.publish()
-        for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
-            if fd is not None:
-                worker.watch(fd)
-
-    def _close_uplink(self, name: str) -> None:
-        uplink = self.uplinks[name].uplink
-        for worker, fd in zip(self.workers, uplink.descriptors(), strict=True):
-            if fd is not None:
-                worker.forget(fd)
-        number = self.uplinks.pop(name).number
-        self.publish()
-        for worker in self.workers:
-            worker.strangers["count"][worker.strangers["uplink"] == number] = 0
-        uplink.close()
-
-    def _add_vm(self, name: str, config: VmConfig) -> None:
-        number = _free(vm.number for vm in self.vms.values())
-        if number >= state.MAX_VPORTS:
-            raise ConfigError(
-                f"{self.where}: [vm.{name}]", "too many VMs", f"at most {state.MAX_VPORTS} are served"
-            )
-        first = _free_run(
-            [(vm.first_queue, vm.config.queue_pairs) for vm in self.vms.values()], config.queue_pairs
-        )
-        if first + config.queue_pairs > state.MAX_QUEUES:
-            raise ConfigError(
-                f"{self.where}: [vm.{name}] queue_pairs", "no receive queues are left", "lower it"
-            )
-        vm = Vm(self, name, config, number, first)
-        vm.worker = self._place(name)
-        self.segment.rows["queue_state"][first : first + config.queue_pairs] = 0
-        self.segment.rows["ring_state"][2 * first : 2 * (first + config.queue_pairs)] = 0
-        self.segment.rows["port_state"][number] = 0
-        for worker in self.workers:
-            worker.misses[number] = 0
-        try:
-            vm.port.open()
-        except BaseException:
-            vm.port.close()
-            raise
-        self.vms[name] = vm
-        self._forget_learned(vm)
-        self.publish()
-
-    def _change_vm(self, name: str, config: VmConfig) -> None:
-        vm = self.vms[name]
-        if (vm.config.learn, vm.config.vlan) != (config.learn, config.vlan):
-            vm.learned.clear()
-        vm.config = config
-        self._forget_learned(vm)
-        del vm.learned[config.learn_max :]
-        worker = self._place(name)
-        if worker != vm.worker:
-            vm.move(worker)
-
-    def _forget_learned(self, vm: Vm) -> None:
-        """Its configured addresses are its own now, whoever has learned them."""
-        for other in self.vms.values():
-            if other.segment == vm.segment:
-                other.learned = [mac for mac in other.learned if mac not in vm.macs[: len(vm.config.mac)]]
-
-    def _remove_vm(self, name: str) -> None:
-        self.vms[name].port.close()
-        del self.vms[name]
-        self.publish()
-
-    def _place(self, name: str) -> int:
-        """The processor of a VM, as arranged."""
-        return [worker.cpu for worker in self.workers].index(self.places[name].cpu)
+    def generation(self) -> int:
+        """One that no receive queue has had."""
+        return next(self._generations)
 
     # --- tables --------------------------------------------------------------------------------------------
 
@@ -319,7 +154,8 @@ class Engine:
     def publish(self) -> None:
         """Publish what is; go on when every processor has adopted it."""
         uplinks = [UplinkEntry(one.number, self._lanes(name)) for name, one in self.uplinks.items()]
-        epoch = self.publisher.publish([vm.entry() for vm in self.vms.values()], uplinks)
+        filters = [queues.effects.entry for queues in self.queues.values()]
+        epoch = self.publisher.publish([vm.entry() for vm in self.vms.values()], uplinks, filters)
         try:
             self.publisher.settle(epoch)
         except TimeoutError as problem:
@@ -334,7 +170,7 @@ class Engine:
     def _lanes(self, name: str) -> tuple[Any, ...]:
         rows = tuple(row.copy() for row in self.uplinks[name].uplink.lanes)
         for row in rows:
-            row["receives"] *= not self.paused and name not in self._opening
+            row["receives"] *= not self.paused and name not in self.changes.opening
         return rows
 
     def announce(self, vm: Vm, mac: int) -> None:
@@ -356,22 +192,25 @@ class Engine:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.segment.control_fd)
         numbers = {vm.number: vm for vm in self.vms.values()}
-        learned = False
+        learned = set[int]()
         for worker in self.workers:
             if worker.failure is not None:
                 self.failed(worker.failure)
             for kind, number, value in worker.events():
                 vm = numbers.get(number)
-                if vm is not None and kind == state.EVENT_LEARN:
-                    learned |= vm.learn(value)
+                if vm is not None and kind == state.EVENT_LEARN and vm.learn(value):
+                    learned.add(number)
+        for number in learned:
+            numbers[number].home.follow(numbers[number])
         if learned:
             self.publish()
         for vm in self.vms.values():
             vm.judge()
 
     def _ticking(self) -> None:
-        """Twenty times a second: uplinks that write files, and front-ends that made somebody wait."""
+        """Twenty times a second: queues on their way, uplinks that write files, front-ends that made somebody wait."""
         self._tick = asyncio.get_running_loop().call_later(TICK_SECONDS, self._ticking)
+        self.mover.look()
         for opened in self.uplinks.values():
             opened.uplink.tick()
         while self.watchdog.freed:
@@ -386,19 +225,3 @@ class Engine:
                     "its call or err eventfd blocked a processor: disconnected",
                     "use a front-end that leaves O_NONBLOCK alone",
                 )
-
-
-def _free(taken: Iterable[int]) -> int:
-    """The smallest number that is not taken."""
-    used = set(taken)
-    return next(number for number in range(len(used) + 1) if number not in used)
-
-
-def _free_run(taken: list[tuple[int, int]], count: int) -> int:
-    """The first of `count` numbers that lie in no (first, count) run."""
-    place = 0
-    for first, length in sorted(taken):
-        if first - place >= count:
-            break
-        place = max(place, first + length)
-    return place

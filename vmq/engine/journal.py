@@ -3,11 +3,13 @@
 
 A record has a number, the time (seconds since 1970), an event, and what belongs to it. The last LENGTH are kept; who
 asks for older ones is told how many are missed. Told by control alone: nothing in the way of a frame waits for it,
-and what a guest can make happen without end is told once (vm.Said).
+and what a guest can make happen without end is told once (vm.Said). Watchers are told of each record in the middle of
+what has made it: they put it aside, and neither fail nor ask back.
 
     vm_state         vm, state, before        listening | connecting | connected | running | faulted
     vm_error         vm, what, remedy         what stands in its way
     learned          vm, mac                  an address that it added to its receive filters
+    followed         vm, came, went           addresses that its guest gave its device, or took back
     configured       actions, wrong, remedy   a configuration was brought about, or refused
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 LENGTH = 1024
@@ -26,12 +29,16 @@ class Journal:
 
     def __init__(self, length: int = LENGTH) -> None:
         self.number = 0  # of the last record
+        self.watchers: list[Callable[[Record], None]] = []
         self._records: deque[Record] = deque(maxlen=length)
 
     def tell(self, event: str, **what: Any) -> None:
         """Note that something has happened."""
         self.number += 1
-        self._records.append({"number": self.number, "time": round(time.time(), 3), "event": event, **what})
+        record = {"number": self.number, "time": round(time.time(), 3), "event": event, **what}
+        self._records.append(record)
+        for watcher in self.watchers:
+            watcher(record)
 
     def since(self, number: int) -> list[Record]:
         """The records after a number; first, if some of them are no longer kept, one that says how many."""

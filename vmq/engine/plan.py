@@ -33,7 +33,7 @@ class CloseUplink:
 
 @dataclass(frozen=True, slots=True)
 class ChangeUplink:
-    """Other processors for the VMs of an uplink, which stays open."""
+    """Other processors or queues for the VMs of an uplink, which stays open."""
 
     name: str
     config: AnyUplink
@@ -71,10 +71,10 @@ def lasting(vm: Vm) -> tuple[object, ...]:
 
 
 def same_wire(one: AnyUplink | None, other: AnyUplink | None) -> bool:
-    """Whether one can go on as the other: they differ in nothing but the processors of their VMs."""
+    """Whether one can go on as the other: they differ in nothing but what serves their VMs."""
 
     def wire(uplink: AnyUplink | None) -> AnyUplink | None:
-        return replace(uplink, processors=None, numa_node=None) if uplink is not None else None
+        return replace(uplink, processors=None, numa_node=None, queues=None) if uplink is not None else None
 
     return wire(one) == wire(other)
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import state
 from vmq.errors import ProtocolError
+from vmq.filters import Filter
 from vmq.jit import at
-from vmq.publisher import PortEntry, RingEntry
+from vmq.publisher import PortEntry, QueueEntry, RingEntry
 from vmq.vhost.memory import Mapping, is_empty
 from vmq.vhost.message import Region
 from vmq.vhost.port import Port
@@ -27,7 +30,9 @@ from vmq.vhost.session import Area, Offer, Session, obstacle, remedy, ring_place
 
 if TYPE_CHECKING:
     from vmq.engine.engine import Engine
+    from vmq.engine.queues import UplinkQueues
 
+Rows = npt.NDArray[Any]
 _RING_FEATURES = (
     (virtio.VIRTIO_RING_F_EVENT_IDX, state.RING_EVENT_IDX),
     (virtio.VIRTIO_RING_F_INDIRECT_DESC, state.RING_INDIRECT),
@@ -72,7 +77,17 @@ class Vm:
     def __init__(self, engine: Engine, name: str, config: VmConfig, number: int, first_queue: int) -> None:
         self.engine, self.name, self.config = engine, name, config
         self.number, self.first_queue = number, first_queue
-        self.worker = 0
+        self.queues = [
+            QueueEntry(engine.default, shared=pair == 0, generation=engine.generation())
+            for pair in range(config.queue_pairs)
+        ]
+        self.cpu = -1  # the processor that is to serve its own receive queue
+        # The receive queues of its uplink; of none, if that could not be opened again.
+        self.home: UplinkQueues = engine.queues.get(config.uplink, engine.queues[None])
+        self.queue_id = -1  # of its first receive queue in the contract of its uplink
+        self.filters: dict[int, tuple[int, Filter]] = {}  # its addresses: ids there, and what they mean
+        self.lack = ""  # why it has no receive queue of its own
+        self._counted: dict[int, np.void] = {}  # what counters stood at when they were cleared
         self.learned: list[int] = []
         self.error: tuple[str, str] | None = None  # what, remedy
         self._told, self._told_since, self._told_count = "", 0.0, 0  # the state that the journal knows
@@ -83,7 +98,8 @@ class Vm:
         self._gone: set[int] | None = None  # of it, what was there when a file was found truncated
         self._rings: dict[int, tuple[RingEntry, RingEntry]] = {}
         self._regions: tuple[tuple[int, int, int], ...] = ()
-        self._kicks: dict[int, int] = {}
+        self._wanted: dict[int, int] = {}  # kicks of the rings that run
+        self._kicks: dict[int, tuple[int, int]] = {}  # those that are watched, and by which processor
         where = f"{engine.where}: [vm.{name}] socket"
         self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
         self.port.changed = self._changed
@@ -115,7 +131,7 @@ class Vm:
         return PortEntry(
             number=self.number,
             first_queue=self.first_queue,
-            workers=(self.worker,) * self.config.queue_pairs,
+            queues=tuple(self.queues),
             uplink=self.engine.uplink_number(self.config.uplink),
             vlan=self.config.vlan or 0,
             macs=self.macs,
@@ -146,7 +162,8 @@ class Vm:
             for pair in {index // 2 for index in entries}
         }
         self.engine.publish()
-        self._watch({i: session.rings[i].kick for i in entries if i % 2 and session.rings[i].kick >= 0})
+        self._wanted = {i: session.rings[i].kick for i in entries if i % 2 and session.rings[i].kick >= 0}
+        self.watch()
         self._tell_state()
         return {index: int(self._state(index)["next_avail"]) for index in before - set(entries)}
 
@@ -223,29 +240,56 @@ class Vm:
             receive = index % 2 == 0  # nobody waits for receive buffers
             used["flags"] = virtio.VRING_USED_F_NO_NOTIFY if receive else 0
 
-    def _watch(self, wanted: dict[int, int]) -> None:
-        """Have the processor watch these kicks, of the from_guest rings that run."""
-        worker = self.engine.workers[self.worker]
-        for index, fd in list(self._kicks.items()):
-            if wanted.get(index) != fd:
-                worker.forget(fd)
+    def watch(self) -> None:
+        """Have processors watch the kicks of the from_guest rings that run; nobody those of a queue on its way."""
+        workers = self.engine.workers
+        entries = {index: self.queues[index // 2] for index in self._wanted}
+        wanted = {
+            index: (fd, entries[index].worker)
+            for index, fd in self._wanted.items()
+            if entries[index].former == state.NONE
+        }
+        for index, (fd, worker) in list(self._kicks.items()):
+            if wanted.get(index) != (fd, worker):
+                workers[worker].forget(fd)
                 del self._kicks[index]
-        for index, fd in wanted.items():
+        for index, (fd, worker) in wanted.items():
             if index not in self._kicks:
-                worker.watch(fd)
-                self._kicks[index] = fd
-        if wanted:
-            os.eventfd_write(worker.doorbell, 1)  # a kick may have come before we watched
+                workers[worker].watch(fd)
+                self._kicks[index] = fd, worker
+        for worker in {worker for _, worker in wanted.values()}:
+            os.eventfd_write(workers[worker].doorbell, 1)  # a kick may have come before we watched
 
-    def move(self, worker: int) -> None:
-        """Let another processor serve it: no moment has two owners of a ring, so for one it has none."""
-        rings, kicks = self._rings, dict(self._kicks)
-        self._rings = {}
-        self.engine.publish()
-        self._watch({})
-        self.worker, self._rings = worker, rings
-        self.engine.publish()
-        self._watch(kicks)
+    # --- receive queues --------------------------------------------------------------------------------------
+
+    @property
+    def worker(self) -> int:
+        """The processor of its first receive queue."""
+        return self.queues[0].worker
+
+    def started(self, pair: int) -> bool:
+        """Whether a driver has started a queue pair."""
+        return any(ring.running for ring in self._rings.get(pair, ()))
+
+    def renew(self, pair: int) -> None:
+        """Another generation: what is on its way to this receive queue is dropped."""
+        self.queues[pair] = replace(self.queues[pair], generation=self.engine.generation())
+
+    def clear_counters(self, pair: int) -> None:
+        """Count from here. The row itself is its worker's."""
+        self._counted[pair] = self._counters()[pair].copy()
+
+    def _counters(self) -> Rows:
+        first = self.first_queue
+        rows: Rows = self.engine.segment.rows["queue_state"][first : first + self.config.queue_pairs]
+        return rows
+
+    def queue_rows(self) -> Rows:
+        """The counters of its receive queues."""
+        rows = self._counters().copy()
+        for pair, before in self._counted.items():
+            rows[pair : pair + 1].view(np.int64)[:] -= before.reshape(1).view(np.int64)
+        return rows
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -257,6 +301,7 @@ class Vm:
             self._clear_fault()
         elif self.learned:
             self.learned.clear()
+            self.home.follow(self)
             self.engine.publish()
         self._tell_state()
 
@@ -358,9 +403,3 @@ class Vm:
             return False
         posted = int(at(ring.avail, 1, virtio.vring_avail)[0]["idx"])
         return posted == 0 and all(map(is_empty, self.session.regions))
-
-    def queue_rows(self) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-        """The counters of its receive queues."""
-        first = self.first_queue
-        rows: np.ndarray[tuple[int], np.dtype[np.void]] = self.engine.segment.rows["queue_state"]
-        return rows[first : first + self.config.queue_pairs]

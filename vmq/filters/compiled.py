@@ -62,7 +62,7 @@ def arrange(filters: Iterable[Entry]) -> Arranged:
     behind: list[Filter] = []  # generic filters of lower priority than what comes next
     generic: list[Entry] = []
     for this, target in reversed(in_order(filters)):
-        key = plain(this)
+        key = plain(this) if target >= 0 else None  # the hash table leads to receive queues only
         if key is None:
             behind.append(this)
             generic.append((this, target))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receive queues that go from processor to processor under traffic: sequence numbers say that nothing is lost or overtaken."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.running import PATIENCE, Running, exchange, frame, until
+from vmq.dataplane import state
+from vmq.engine import mover
+from vmq.guest.guest import Guest
+
+WINDOW = 512  # frames under way: no more than the guests have buffers for
+TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
+pytestmark = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    with Running(tmp_path, tuple(TWO_CPUS)) as one:
+        yield one
+
+
+def number_of(data: bytes) -> int:
+    return int.from_bytes(data[14:18], "big")
+
+
+def both_ways(one: Guest, other: Guest, meanwhile: Callable[[int], None], turns: int) -> None:
+    """Numbered frames in both directions while something happens; each arrives once, in its place."""
+    sent = {one: 0, other: 0}
+    got: dict[Guest, list[int]] = {one: [], other: []}
+    stop = threading.Event()
+
+    def talk() -> None:
+        while not stop.is_set():
+            for sender, receiver in ((one, other), (other, one)):
+                if sent[sender] - len(got[receiver]) < WINDOW:
+                    sender.send([frame(receiver.mac, sender.mac, sent[sender] + n) for n in range(8)])
+                    sent[sender] += 8
+                got[receiver] += [number_of(data) for data in receiver.receive(64, 0.0)]
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        for turn in range(turns):
+            before = sent[one]
+            meanwhile(turn)
+            until(lambda before=before: sent[one] > before + 16, "frames")
+    finally:
+        stop.set()
+        talker.join(PATIENCE)
+    for sender, receiver in ((one, other), (other, one)):
+        left = sent[sender] - len(got[receiver])
+        got[receiver] += [number_of(data) for data in receiver.receive(left, PATIENCE)]
+        assert got[receiver] == list(range(sent[sender]))
+
+
+def test_a_queue_that_moves_under_load_loses_and_overtakes_nothing(running: Running):
+    running.pair()
+    vm = running.engine.vms["a"]
+    with running.guest("a", size=1024) as a, running.guest("b", size=1024) as b:
+        both_ways(
+            a, b, lambda turn: running.do(lambda: move(running, "a", turn % 2, shared=turn % 3 == 0)), 60
+        )
+        assert running.show("vms", "a")["drops"] == running.show("vms", "b")["drops"] == {}
+        until(lambda: vm.queues[0].former == state.NONE)
+        exchange(a, b)
+    running.configure()
+
+
+def move(running: Running, name: str, worker: int, *, shared: bool = False) -> None:
+    running.engine.mover.move(running.engine.vms[name], 0, worker, shared=shared)
+    running.engine.publish()
+
+
+def test_control_does_not_wait_for_a_guest_that_takes_nothing(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """Frames that wait in the old owner's ring keep the queue on its way; another order is remembered."""
+    monkeypatch.setattr(mover, "PATIENCE_SECONDS", 0.001)
+    running.pair()
+    vm = running.engine.vms["a"]
+    with running.guest("a") as a, running.guest("b") as b:
+        running.do(move, running, "a", 1)
+        marks = mover.Mover._marks
+
+        def never(self: mover.Mover, *what: object) -> Iterator[mover.Mark]:
+            yield from marks(self, *what)  # type: ignore[arg-type]
+            yield stuck
+
+        ring = running.engine.segment.rows["rings"][0]
+        stuck = mover.Mark(int(ring), 1 << 40, "queue", vm.first_queue)
+        stuck.passed = lambda: False  # type: ignore[method-assign]
+        monkeypatch.setattr(mover.Mover, "_marks", never)
+        running.do(move, running, "a", 0)
+        assert (vm.queues[0].worker, vm.queues[0].former) == (0, 1)
+        running.do(move, running, "a", 1)
+        assert (vm.queues[0].worker, vm.queues[0].former) == (0, 1)
+        monkeypatch.setattr(mover.Mover, "_marks", marks)
+        stuck.passed = lambda: True  # type: ignore[method-assign]
+        until(lambda: vm.queues[0].worker == 1 and vm.queues[0].former == state.NONE)
+        exchange(a, b)
+
+
+def test_a_vm_that_goes_in_the_middle_of_its_way_takes_the_journey_with_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mover.Mark, "passed", lambda _: False)
+    monkeypatch.setattr(mover, "PATIENCE_SECONDS", 0.001)
+    running.pair()
+    with running.guest("a"):
+        running.do(move, running, "a", 1 - running.engine.vms["a"].worker)
+        running.configure(b=running.vm("b", 2))
+        assert running.engine.mover._under_way == {}
+
+
+def test_a_driver_may_stop_and_start_while_its_queue_is_on_its_way(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """GET_VRING_BASE is answered; nobody serves a ring twice, and the next driver finds the queue where it arrived."""
+    running.pair()
+    vm = running.engine.vms["a"]
+    passed = mover.Mark.passed
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b)
+        with monkeypatch.context() as patch:
+            patch.setattr(mover.Mark, "passed", lambda _: False)
+            patch.setattr(mover, "PATIENCE_SECONDS", 0.001)
+            goal = 1 - vm.worker
+            running.do(move, running, "a", goal)
+            a.stop()
+            a.start()
+        assert mover.Mark.passed is passed
+        until(lambda: vm.queues[0].former == state.NONE)
+        assert vm.worker == goal
+        exchange(a, b)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receive queues of a running engine: the configuration's, those of API owners, filters that move, and guests that see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.running import MACS, NO_FRAMES, PATIENCE, Running, exchange, frame, until
+from vmq.abi.ethernet import mac_number
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Contract
+from vmq.engine.queues import CONFIG, address_filter
+from vmq.errors import ApiError, ConfigError
+from vmq.filters import Field, FieldTest, Filter, Kind
+
+TEST_TYPE = 0x88B5  # EtherType of `frame`
+LOCAL = Filter(
+    (
+        FieldTest(Field.ETHERTYPE, Kind.EQUAL, TEST_TYPE),
+        FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MACS[50])),
+    )
+)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    with Running(tmp_path) as one:
+        yield one
+
+
+def contract(running: Running, uplink: str = "") -> Contract:
+    return running.engine.contracts[uplink]
+
+
+def rows(running: Running, uplink: str = "") -> dict[str, dict[str, Any]]:
+    """Receive queues by name."""
+    return {row["name"]: row for row in running.do(contract(running, uplink).enum_queues, None)}
+
+
+def shared(running: Running, name: str) -> bool:
+    return running.engine.vms[name].queues[0].shared
+
+
+def events(running: Running, kind: str) -> list[dict[str, Any]]:
+    return [record for record in running.do(running.engine.journal.since, 0) if record["event"] == kind]
+
+
+# --- what the configuration asks for ----------------------------------------------------------------------------
+
+
+def test_every_vm_port_has_a_receive_queue_of_its_own_with_a_filter_for_each_address(running: Running):
+    running.configure(a=running.vm("a", mac=(MACS[0], MACS[1])), b=running.vm("b", 3))
+    found = rows(running)
+    assert [found[name]["state"] for name in ("default", "a", "b")] == ["Running"] * 3
+    assert [found[name]["owner"] for name in "ab"] == [CONFIG] * 2
+    assert [found[name]["filters"] for name in "ab"] == [2, 1]
+    assert not shared(running, "a")
+    running.configure(a=running.vm("a", mac=(MACS[1], MACS[3])))
+    found = rows(running)
+    assert set(found) == {"default", "a"}
+    texts = [row["text"] for row in running.do(contract(running).enum_filters, None, found["a"]["queue"])]
+    assert sorted(texts) == [
+        f"mac_destination == {mac} and vlan_untagged_or_zero" for mac in (MACS[1], MACS[3])
+    ]
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_where_receive_queues_are_scarce_weight_decides_and_the_others_are_served_by_the_default_queue(
+    running: Running, own: int
+):
+    """Frames arrive either way; who has none is told why, and gets one when there is one."""
+    lan = {"lan": type(NO_FRAMES)(count=0, queues=own)}
+    vms = {
+        "a": running.vm("a", 1, uplink="lan", weight=10),
+        "b": running.vm("b", 2, uplink="lan", weight=20),
+        "c": running.vm("c", 3, uplink="lan", weight=0),
+    }
+    running.configure(lan, **vms)
+    assert [shared(running, name) for name in "abc"] == [own < 2, own < 1, True]
+    found = rows(running, "lan")
+    if own < 2:
+        assert found["a"]["why"] == f"all {own} receive queues are taken"
+    assert found["c"]["why"] == "weight 0 asks for no receive queue of its own"
+    with running.guest("a") as a, running.guest("b") as b, running.guest("c") as c:
+        exchange(a, b)
+        exchange(b, c)
+        running.configure({"lan": NO_FRAMES}, **vms)
+        assert [shared(running, name) for name in "abc"] == [False, False, True]
+        exchange(a, b)
+        exchange(a, c)
+    assert running.show("vms", "a")["connects"] == 1
+
+
+def test_a_filter_of_somebody_else_is_not_taken_over_by_the_configuration(running: Running):
+    """The refusal names it, and nothing has changed."""
+    running.configure(a=running.vm("a", queue_pairs=2))
+    one = contract(running)
+    mine = running.do(one.allocate, "x", {"vm": "a"})
+    running.do(one.set_filter, "x", mine, address_filter(mac_number(MACS[4]), None))
+    running.do(one.allocation_complete, "x", [mine])
+    before = rows(running)
+    with pytest.raises(ConfigError, match="a frame could pass this filter and filter"):
+        running.configure(a=running.vm("a", queue_pairs=2), b=running.vm("b", 5))
+    assert rows(running) == before
+    assert list(running.engine.vms) == ["a"]
+
+
+def test_learned_addresses_are_filters_too(running: Running):
+    running.configure(
+        a=running.vm("a", learn=("0e:fc:00:00:00:00/24",)),
+        b=running.vm("b", 2),
+    )
+    with running.guest("a") as a, running.guest("b") as b:
+        a.send([frame(b.mac, "0e:fc:00:00:00:07")])
+        b.receive(1, PATIENCE)
+        learned = frame("0e:fc:00:00:00:07", b.mac, 1)
+        until(lambda: running.show("vms", "a")["learned"])
+        b.send([learned])
+        assert a.receive(1, PATIENCE) == [learned]
+        assert rows(running)["a"]["filters"] == 2
+    until(lambda: rows(running)["a"]["filters"] == 1)
+
+
+# --- owners of the API --------------------------------------------------------------------------------------------
+
+
+def second(running: Running, vm: str, owner: str = "x") -> int:
+    """A complete second receive queue of a VM."""
+    name = running.do(contract(running).allocate, owner, {"vm": vm, "name": f"{owner}-{vm}"})
+    (done,) = running.do(contract(running).allocation_complete, owner, [name])
+    assert done.status == "SUCCESS", done.why
+    return name
+
+
+def test_a_second_receive_queue_takes_what_its_filters_name(running: Running):
+    """Frames that pass lie in the second ring of the guest, all others where they were."""
+    running.configure(a=running.vm("a", queue_pairs=2), b=running.vm("b", 2))
+    mine = second(running, "a")
+    with running.guest("a", queues=2) as a, running.guest("b") as b:
+        to_first, to_second = frame(a.mac, b.mac), frame(MACS[50], b.mac, 1)
+        assert running.do(contract(running).set_filter, "x", mine, LOCAL) > 0
+        b.send([to_first, to_second])
+        got = a.receive_packets(2, PATIENCE)
+        assert {(packet.queue, packet.frame) for packet in got} == {(0, to_first), (1, to_second)}
+        assert rows(running)["x-a"]["state"] == "Running"
+
+
+def test_a_receive_queue_needs_a_vm_and_a_queue_pair_that_is_free(running: Running):
+    running.configure(a=running.vm("a", queue_pairs=2))
+    one = contract(running)
+    second(running, "a")
+    for vm, why in (("nobody", "no VM 'nobody' on this uplink"), ("a", "all 2 queue pairs of a are taken")):
+        name = running.do(one.allocate, "x", {"vm": vm})
+        (done,) = running.do(one.allocation_complete, "x", [name])
+        assert (done.status, why in done.why) == ("RESOURCES", True)
+
+
+def test_a_filter_moves_between_vms_and_each_frame_reaches_one_of_them(running: Running):
+    running.configure(
+        a=running.vm("a", queue_pairs=2), b=running.vm("b", 2, queue_pairs=2), c=running.vm("c", 3)
+    )
+    queues = [second(running, "a"), second(running, "b")]
+    moved = running.do(contract(running).set_filter, "x", queues[0], LOCAL)
+    with (
+        running.guest("a", queues=2, size=256) as a,
+        running.guest("b", queues=2, size=256) as b,
+        running.guest("c") as c,
+    ):
+        sent, got = 0, list[int]()
+        for turn in range(40):
+            burst = [frame(MACS[50], c.mac, sent + number) for number in range(8)]
+            sent += len(burst)
+            c.send(burst)
+            running.do(contract(running).move_filter, "x", moved, queues[(turn + 1) % 2])
+            assert c.sent(PATIENCE)
+            for guest in (a, b):
+                got += [int.from_bytes(data[14:18], "big") for data in guest.receive(64, 0.01)]
+        assert sorted(got) == list(range(sent))
+
+
+def test_the_drop_queue_takes_frames_from_everybody_under_a_name(running: Running):
+    running.pair()
+    one = Filter(
+        (*LOCAL.tests[:1], FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MACS[0]))), priority=5
+    )
+    number = running.do(contract(running).set_filter, "x", DROP_QUEUE, one)
+    with running.guest("a") as a, running.guest("b") as b:
+        b.send([frame(a.mac, b.mac)])
+        assert b.sent(PATIENCE)
+        assert running.show("vms", "b")["drops"] == {"drop_queue": 1}
+        running.do(contract(running).clear_filter, "x", number)
+        exchange(a, b)
+
+
+def test_when_a_vm_goes_all_its_receive_queues_go(running: Running):
+    running.configure(a=running.vm("a", queue_pairs=3), b=running.vm("b", 2))
+    mine = second(running, "a")
+    running.do(contract(running).set_filter, "x", mine, LOCAL)
+    running.configure(b=running.vm("b", 2))
+    assert set(rows(running)) == {"default", "b"}
+    with pytest.raises(ApiError):
+        running.do(contract(running).queue_parameters, "x", mine)
+    assert [record["queue"] for record in events(running, "dma_stopped")].count(mine) == 1
+
+
+def test_when_an_uplink_goes_filters_of_everybody_go(running: Running):
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan"))
+    running.do(contract(running, "lan").set_filter, "x", DROP_QUEUE, LOCAL)
+    running.do(contract(running, "lan").set_filter, "x", DEFAULT_QUEUE, address_filter(5 << 8, None))
+    running.configure()
+    assert list(running.engine.contracts) == [""]
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan"))
+    assert running.do(contract(running, "lan").enum_filters, None, DROP_QUEUE) == ()
+
+
+# --- counters and resets ------------------------------------------------------------------------------------------
+
+
+def test_statistics_begin_anew_without_disturbing_anybody(running: Running):
+    running.pair()
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b, 5)
+        name = rows(running)["a"]["queue"]
+        running.do(contract(running).reset_statistics, None, name)
+        assert running.show("queues", "a")["frames_to_guest"] == 0
+        assert running.show("queues", "b")["frames_to_guest"] == 5
+        exchange(a, b, 2)
+        assert running.show("queues", "a")["frames_to_guest"] == 2
+        running.do(contract(running).reset)
+        assert running.show("queues", "b")["frames_to_guest"] == 0
+        exchange(a, b)
+        assert len(events(running, "reset")) == 1

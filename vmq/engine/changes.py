@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one configuration to another, whole or not at all, while frames flow.
+
+`plan` (plan.py) says what leads there; this file does it. What may fail comes first and disturbs nobody; when it fails,
+everything goes back to what it was, and the error says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmq.abi.ethernet import mac_number
+from vmq.config import AnyUplink, Config
+from vmq.config import Vm as VmConfig
+from vmq.dataplane import state
+from vmq.engine.plan import (
+    Action,
+    AddVm,
+    ChangeUplink,
+    ChangeVm,
+    CloseUplink,
+    OpenUplink,
+    RemoveVm,
+    lasting,
+    plan,
+    same_wire,
+)
+from vmq.engine.queues import UplinkQueues
+from vmq.engine.vm import Vm
+from vmq.errors import ApiError, ConfigError, HostError, VmqError
+from vmq.placement import devices, place
+from vmq.topology import read
+from vmq.uplink import Uplink, open_uplink
+
+if TYPE_CHECKING:
+    from vmq.engine.engine import Engine
+
+LOG = logging.getLogger("vmq")
+
+
+class OpenedUplink(NamedTuple):
+    """An uplink that is open: its number in filters, itself, and of what it was made."""
+
+    number: int
+    uplink: Uplink
+    config: AnyUplink
+
+
+class Changes:
+    """Changes the configuration of an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.opening = set[str]()  # uplinks that receive nothing yet: their VMs are not all there
+
+    def reconfigure(self, new: Config) -> tuple[Action, ...]:
+        """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
+        tell = self.engine.journal.tell
+        try:
+            actions = self._reconfigure(new)
+        except VmqError as error:
+            tell("configured", actions=0, wrong=error.wrong, remedy=error.remedy)
+            raise
+        tell("configured", actions=len(actions), wrong=None, remedy=None)
+        return actions
+
+    def _reconfigure(self, new: Config) -> tuple[Action, ...]:
+        self._arrange(new)
+        old, actions = self.engine.config, plan(self.engine.config, new)
+        try:
+            for action in actions:
+                self._apply(action, new)
+        except TimeoutError:
+            raise  # a processor is stuck: the engine ends
+        except (VmqError, OSError) as error:
+            self._restore(old)
+            if isinstance(error, VmqError):
+                raise
+            wrong = f"the host refuses what it needs: {error.strerror or error}"
+            raise HostError(
+                self.engine.where, wrong, "raise the limit of open files, or of memory"
+            ) from error
+        self._in_force(new)
+        return actions
+
+    def _in_force(self, config: Config) -> None:
+        """This is the configuration now: give out what is scarce, and let uplinks receive."""
+        self.engine.config = config
+        self.opening.clear()
+        for queues in self.engine.queues.values():
+            queues.complete()
+        self.engine.publish()
+
+    def _arrange(self, new: Config) -> None:
+        """Decide which processor serves which VM; ConfigError if those that there are cannot."""
+        engine = self.engine
+        cpus = tuple(worker.cpu for worker in engine.workers)
+        now = {name: vm.cpu for name, vm in engine.vms.items()}
+        engine.places = place(new, cpus, read(devices(new)), now, engine.where)
+
+    def _restore(self, old: Config) -> None:
+        """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
+
+        What cannot be opened again is missed in words: the configuration in force is what there is.
+        """
+        engine = self.engine
+        for name, vm in list(engine.vms.items()):
+            if name not in old.vms or lasting(old.vms[name]) != lasting(vm.config):
+                self.remove_vm(name)
+        for name, opened in list(engine.uplinks.items()):
+            if not same_wire(old.uplinks.get(name), opened.config):
+                self.close_uplink(name)
+        self._arrange(old)
+        for action in plan(self._what_there_is(old), old):
+            try:
+                self._apply(action, old)
+            except TimeoutError:
+                raise
+            except (VmqError, OSError) as error:
+                LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
+        self._in_force(self._what_there_is(old))
+
+    def _what_there_is(self, config: Config) -> Config:
+        """With the engine's own keys of `config`."""
+        uplinks = {name: opened.config for name, opened in self.engine.uplinks.items()}
+        vms = {name: vm.config for name, vm in self.engine.vms.items()}
+        return Config(engine=config.engine, uplinks=uplinks, vms=vms)
+
+    def _apply(self, action: Action, new: Config) -> None:
+        if isinstance(action, OpenUplink):
+            self._open_uplink(action.name, action.config, new)
+        elif isinstance(action, ChangeUplink):
+            self._change_uplink(action.name, action.config)
+        elif isinstance(action, CloseUplink):
+            self.close_uplink(action.name)
+        elif isinstance(action, AddVm):
+            self._add_vm(action.name, action.config)
+        elif isinstance(action, ChangeVm):
+            self._change_vm(action.name, action.config)
+        elif isinstance(action, RemoveVm):
+            self.remove_vm(action.name)
+
+    # --- uplinks -----------------------------------------------------------------------------------------------
+
+    def _open_uplink(self, name: str, config: AnyUplink, new: Config) -> None:
+        engine, count = self.engine, len(self.engine.workers)
+        if (len(engine.uplinks) + 1) * count > state.MAX_LANES:  # numbers are dense
+            where = f"{engine.where}: [uplink.{name}]"
+            raise ConfigError(where, "too many uplinks", f"at most {state.MAX_LANES} lanes")
+        targets = [
+            (mac_number(mac), vm.vlan or 0) for vm in new.vms.values() if vm.uplink == name for mac in vm.mac
+        ]
+        try:
+            uplink = open_uplink(name, config, count, targets)
+        except ConfigError as error:
+            raise type(error)(f"{engine.where}: {error.where}", error.wrong, error.remedy) from error
+        number = _free(opened.number for opened in engine.uplinks.values())
+        engine.segment.rows["lane_state"][number * count : (number + 1) * count] = 0
+        engine.uplinks[name] = OpenedUplink(number, uplink, config)
+        engine.queues[name] = UplinkQueues(engine, name, config.queues)
+        self.opening.add(name)
+        engine.publish()
+        for worker, fd in zip(engine.workers, uplink.descriptors(), strict=True):
+            if fd is not None:
+                worker.watch(fd)
+
+    def _change_uplink(self, name: str, config: AnyUplink) -> None:
+        engine = self.engine
+        engine.uplinks[name] = engine.uplinks[name]._replace(config=config)
+        engine.queues[name].limit(config.queues)
+
+    def close_uplink(self, name: str) -> None:
+        """Undo `_open_uplink`; its VM ports are gone."""
+        engine = self.engine
+        uplink = engine.uplinks[name].uplink
+        for worker, fd in zip(engine.workers, uplink.descriptors(), strict=True):
+            if fd is not None:
+                worker.forget(fd)
+        engine.queues.pop(name).close()
+        number = engine.uplinks.pop(name).number
+        engine.publish()
+        for worker in engine.workers:
+            worker.strangers["count"][worker.strangers["uplink"] == number] = 0
+        uplink.close()
+
+    # --- VM ports ----------------------------------------------------------------------------------------------
+
+    def _add_vm(self, name: str, config: VmConfig) -> None:
+        engine = self.engine
+        where = f"{engine.where}: [vm.{name}]"
+        number = _free(vm.number for vm in engine.vms.values())
+        if number >= state.MAX_VPORTS:
+            raise ConfigError(where, "too many VMs", f"at most {state.MAX_VPORTS} are served")
+        taken = [(vm.first_queue, vm.config.queue_pairs) for vm in engine.vms.values()]
+        first = _free_run(taken, config.queue_pairs)
+        if first + config.queue_pairs > state.MAX_QUEUES:
+            raise ConfigError(f"{where} queue_pairs", "no receive queues are left", "lower it")
+        vm = Vm(engine, name, config, number, first)
+        rows = engine.segment.rows
+        rows["queue_state"][first : first + config.queue_pairs] = 0
+        rows["ring_state"][2 * first : 2 * (first + config.queue_pairs)] = 0
+        rows["port_state"][number] = 0
+        for worker in engine.workers:
+            worker.misses[number] = 0
+        try:
+            vm.port.open()
+        except BaseException:
+            vm.port.close()
+            raise
+        engine.vms[name] = vm
+        self._forget_learned(vm)
+        try:
+            vm.home.add(vm)
+        except ApiError as error:
+            self.remove_vm(name)
+            raise ConfigError(where, error.wrong, error.remedy) from error
+        engine.publish()
+
+    def _change_vm(self, name: str, config: VmConfig) -> None:
+        vm = self.engine.vms[name]
+        if (vm.config.learn, vm.config.vlan) != (config.learn, config.vlan):
+            vm.learned.clear()
+        if vm.config.vlan != config.vlan:  # what is on its way belongs to another segment
+            for pair in range(config.queue_pairs):
+                vm.renew(pair)
+        before, vm.config = vm.config, config
+        self._forget_learned(vm)
+        del vm.learned[config.learn_max :]
+        try:
+            vm.home.change(vm)
+        except ApiError as error:
+            vm.config = before
+            vm.home.change(vm)
+            raise ConfigError(f"{self.engine.where}: [vm.{name}]", error.wrong, error.remedy) from error
+
+    def _forget_learned(self, vm: Vm) -> None:
+        """Its configured addresses are its own now, whoever has learned them."""
+        for other in self.engine.vms.values():
+            if other is not vm and other.segment == vm.segment:
+                kept = [mac for mac in other.learned if mac not in vm.macs[: len(vm.config.mac)]]
+                if kept != other.learned:
+                    other.learned = kept
+                    other.home.follow(other)
+
+    def remove_vm(self, name: str) -> None:
+        """Undo `_add_vm`."""
+        vm = self.engine.vms[name]
+        vm.port.close()
+        self.engine.mover.forget(vm)
+        vm.home.remove(vm)
+        del self.engine.vms[name]
+        self.engine.publish()
+
+
+def _free(taken: Iterable[int]) -> int:
+    """The smallest number that is not taken."""
+    used = set(taken)
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def _free_run(taken: list[tuple[int, int]], count: int) -> int:
+    """The first of `count` numbers that lie in no (first, count) run."""
+    place = 0
+    for first, length in sorted(taken):
+        if first - place >= count:
+            break
+        place = max(place, first + length)
+    return place

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receive queues that go from one processor to another while frames flow: none is lost, none is overtaken.
+
+    1. publish   worker = new, former = old      every source hands over to the new one, which leaves it in the ring;
+                                                 the old one delivers what it was handed, and takes nothing from the guest
+    2. wait      until the rings to the old one hold nothing for the queue, and those from it nothing of the guest's
+    3. publish   former = NONE                   the new one delivers, and takes from the guest
+
+Step 2 is a matter of microseconds, as frames of sources that do not wait are delivered or dropped at once. Frames of a
+lossless source stay in the old one's ring for as long as the guest posts no buffers: then control does not wait, and
+looks again with every tick. A queue that nobody has started has no such way to go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vmq.dataplane import state
+from vmq.jit import at
+from vmq.publisher import QueueEntry
+
+if TYPE_CHECKING:
+    from vmq.engine.engine import Engine
+    from vmq.engine.vm import Vm
+
+PATIENCE_SECONDS = 0.005
+PAUSE_SECONDS = 0.00002
+
+
+@dataclass
+class Mark:
+    """What has to pass: everything before `head` of a byte ring, for a receive queue or of a VM port."""
+
+    ring: int
+    head: int
+    column: str  # "queue" or "source"
+    number: int
+
+    def passed(self) -> bool:
+        """Nothing more to come. While the reader goes on, what it has passed may be overwritten: look again later."""
+        ring = at(self.ring, 1, state.byte_ring)[0]
+        tail = int(ring["tail"])
+        if tail >= self.head:
+            return True
+        return self.number not in self._waiting(ring, tail) and tail == int(ring["tail"])
+
+    def _waiting(self, ring: np.void, tail: int) -> Iterator[int]:
+        """Numbers of what lies in the ring before the mark."""
+        size = int(ring["size"])
+        while tail < self.head:
+            place = int(ring["data"]) + tail % size
+            length = int(at(place, 1, np.int64)[0])
+            if length == 0:
+                return
+            if length > 0:
+                header = at(place, 1, state.parcel)[0]
+                if header["queue"] != state.NONE:
+                    yield int(header[self.column])
+            tail += abs(length)
+
+
+@dataclass
+class Journey:
+    """A receive queue on its way, and where it has been told to go next."""
+
+    vm: Vm
+    pair: int
+    marks: list[Mark]
+    then: tuple[int, bool] | None = None
+
+    def arrived(self) -> bool:
+        self.marks = [mark for mark in self.marks if not mark.passed()]
+        return not self.marks
+
+
+class Mover:
+    """All journeys of an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._under_way: dict[tuple[int, int], Journey] = {}
+
+    def move(self, vm: Vm, pair: int, worker: int, *, shared: bool) -> None:
+        """Let `worker` serve a receive queue, by itself or (`shared`) by its default queue, from the next version on."""
+        entry = vm.queues[pair]
+        going = self._under_way.get((vm.number, pair))
+        if going is not None:
+            going.then = worker, shared
+        elif worker == entry.worker or not vm.started(pair):
+            vm.queues[pair] = replace(entry, worker=worker, shared=shared)
+        else:
+            self._set_out(vm, pair, QueueEntry(worker, entry.worker, shared, entry.generation))
+
+    def _set_out(self, vm: Vm, pair: int, entry: QueueEntry) -> None:
+        vm.queues[pair] = entry
+        vm.watch()
+        self.engine.publish()
+        journey = Journey(vm, pair, list(self._marks(vm, pair, entry.former)))
+        self._under_way[vm.number, pair] = journey
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not journey.arrived() and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+        self._end(journey)
+
+    def _marks(self, vm: Vm, pair: int, former: int) -> Iterator[Mark]:
+        rings, most = self.engine.segment.rows["rings"], state.MAX_WORKERS
+        for hold in range(2):
+            for other in range(len(self.engine.workers)):
+                for sender, owner in ((other, former), (former, other)):
+                    address = int(rings[(hold * most + sender) * most + owner])
+                    head = int(at(address, 1, state.byte_ring)[0]["head"])
+                    if owner == former:
+                        yield Mark(address, head, "queue", vm.first_queue + pair)
+                    if sender == former:
+                        yield Mark(address, head, "source", vm.number)
+
+    def _end(self, journey: Journey) -> None:
+        if not journey.arrived():
+            return
+        vm, pair = journey.vm, journey.pair
+        del self._under_way[vm.number, pair]
+        vm.queues[pair] = replace(vm.queues[pair], former=state.NONE)
+        self.engine.publish()
+        vm.watch()
+        if journey.then is not None:
+            worker, shared = journey.then
+            self.move(vm, pair, worker, shared=shared)
+
+    def look(self) -> None:
+        """Let those go on that have arrived."""
+        for journey in list(self._under_way.values()):
+            self._end(journey)
+
+    def forget(self, vm: Vm) -> None:
+        """The VM port is gone."""
+        for key in [key for key in self._under_way if key[0] == vm.number]:
+            del self._under_way[key]

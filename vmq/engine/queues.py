@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receive queues of one uplink: the contract (vmq/contract) above, VM ports and tables below.
+
+Every VM port has its addresses from the configuration, and frames to them reach it whatever happens here. A receive
+queue of its own decides how: with one, its frames are sorted out before a byte is written, and its processor places
+them; without one (weight 0, or receive queues are scarce), they go through the default queue.
+
+    the configuration, owner "config":     one receive queue a VM port, its first, with a filter for each address
+    owners of the API:                     more receive queues of a VM port, its second and so on, with any filters
+
+Both ask the same contract. This file does what it says (Effects), and asks in the name of the configuration. Data
+plane numbers of receive queues come from VM ports; ids of the contract never reach a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
+from vmq.dataplane.state import NONE, TO_DEFAULT_QUEUE, TO_DROP_QUEUE
+from vmq.errors import VmqError
+from vmq.filters import Field, FieldTest, Filter, Flag, Kind
+from vmq.filters.compiled import arrange, rows
+from vmq.publisher import FilterEntry
+
+if TYPE_CHECKING:
+    from vmq.engine.engine import Engine
+    from vmq.engine.vm import Vm
+
+CONFIG = "config"  # the owner whose wishes stand in the file
+QUEUES_MAX = 1024
+LOCKED_MEMORY = 1 << 40  # frames are copied into guest memory: nothing is locked
+NOWHERE = {DEFAULT_QUEUE: TO_DEFAULT_QUEUE, DROP_QUEUE: TO_DROP_QUEUE}
+
+
+def address_filter(mac: int, vlan: int | None) -> Filter:
+    """What a VM port's own address means."""
+    tests = [FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac)]
+    if vlan is None:
+        return Filter(tuple(tests), flags=Flag.VLAN_UNTAGGED_OR_ZERO)
+    return Filter((*tests, FieldTest(Field.VLAN_ID, Kind.EQUAL, vlan)))
+
+
+@dataclass
+class Bound:
+    """A receive queue that is complete: a queue pair of a VM port, and the worker that was granted."""
+
+    vm: Vm
+    pair: int
+    worker: int
+
+
+class TableEffects:
+    """What the contract of an uplink does to VM ports and tables (`Effects` of contract/registry.py)."""
+
+    def __init__(self, engine: Engine, uplink: str | None) -> None:
+        self.engine, self.uplink = engine, uplink
+        self.bound: dict[int, Bound] = {}
+        self.first: dict[int, Vm] = {}  # receive queues that the configuration asks for
+        self._filters: dict[int, Mapping[int, Filter]] = {}
+        self._entry = FilterEntry(NONE, {}, rows([]))
+
+    @property
+    def entry(self) -> FilterEntry:
+        """The filters in effect, for the next version of the tables."""
+        return replace(self._entry, uplink=self.engine.uplink_number(self.uplink))
+
+    def target(self, queue: int) -> int:
+        """What stands for a receive queue of the contract in the tables."""
+        if queue in NOWHERE:
+            return NOWHERE[queue]
+        bound = self.bound[queue]
+        return bound.vm.first_queue + bound.pair
+
+    def acquire(self, queue: int, grant: Grant, parameters: Parameters) -> None:
+        worker = self.engine.worker_of(grant.processor)
+        vm = self.first.get(queue) or self.engine.vms.get(parameters.vm)
+        if vm is None or vm.home.effects is not self:
+            raise VmqError(f"no VM {parameters.vm!r} on this uplink", "name the VM that it is for")
+        self.bound[queue] = Bound(vm, 0 if queue in self.first else self._free_pair(vm), worker)
+
+    def _free_pair(self, vm: Vm) -> int:
+        taken = {0, *(one.pair for one in self.bound.values() if one.vm is vm)}
+        free = sorted(set(range(vm.config.queue_pairs)) - taken)
+        if not free:
+            wrong = f"all {vm.config.queue_pairs} queue pairs of {vm.name} are taken"
+            raise VmqError(wrong, f"raise queue_pairs of [vm.{vm.name}]")
+        return free[0]
+
+    def release(self, queue: int) -> None:
+        del self.bound[queue]
+
+    def start(self, queue: int) -> None:
+        if queue in self.bound:
+            one = self.bound[queue]
+            self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+
+    def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
+        self._filters = {name: kept for name, kept in {**self._filters, **filters}.items() if kept}
+        entries = [(one, self.target(name)) for name, kept in self._filters.items() for one in kept.values()]
+        arranged = arrange(entries)
+        self._entry = FilterEntry(NONE, arranged.plain, rows(arranged.generic))
+        self.engine.publish()
+
+    def pause(self, queue: int) -> None:
+        if queue in self.first:  # its addresses are the VM port's: the default queue goes on with them
+            self.engine.mover.move(self.first[queue], 0, self.engine.default, shared=True)
+            self.engine.publish()
+        else:
+            self.discard(queue)
+
+    def discard(self, queue: int) -> None:
+        if queue in self.bound:
+            self.bound[queue].vm.renew(self.bound[queue].pair)
+            self.engine.publish()
+
+    def stop(self, queue: int) -> None:
+        """Nothing points to it any more, and every processor has adopted that."""
+
+    def stopped(self, queue: int) -> bool:
+        return queue in self.bound
+
+    def outstanding(self, queue: int) -> int:
+        """None: a buffer is given back in the round that took it."""
+        del queue
+        return 0
+
+    def change(self, queue: int, grant: Grant, parameters: Parameters) -> None:
+        del parameters
+        one = self.bound[queue]
+        one.worker = self.engine.worker_of(grant.processor)
+        if not one.vm.queues[one.pair].shared:
+            self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+
+    def clear_counters(self, queue: int) -> None:
+        if queue in self.bound:
+            self.bound[queue].vm.clear_counters(self.bound[queue].pair)
+
+
+class UplinkQueues:
+    """The contract of one uplink, and what the configuration asks of it. `queues`: of their own, at most."""
+
+    def __init__(self, engine: Engine, uplink: str | None, queues: int | None) -> None:
+        self.engine, self.effects = engine, TableEffects(engine, uplink)
+        self._hardware = Capabilities(queues=QUEUES_MAX)
+        processors = {worker.cpu: QUEUES_MAX for worker in engine.workers}
+        budget = Budget(QUEUES_MAX, processors, LOCKED_MEMORY)
+
+        def tell(record: dict[str, Any]) -> None:
+            engine.journal.tell(uplink=uplink, **{key: record[key] for key in record if key != "number"})
+
+        self.contract = Contract(
+            budget, self._hardware, self.effects, tell, current=self._limited(queues), queues_max=QUEUES_MAX
+        )
+
+    def _limited(self, queues: int | None) -> Capabilities:
+        return self._hardware if queues is None else replace(self._hardware, queues=queues)
+
+    def limit(self, queues: int | None) -> None:
+        """So many receive queues of their own. Who has one keeps it."""
+        self.contract.change_capabilities(self._hardware, self._limited(queues))
+
+    def add(self, vm: Vm) -> None:
+        """Ask for the first receive queue of a VM port."""
+        values = {"name": vm.name, "vm": vm.name, **self._wishes(vm)}
+        vm.queue_id = self.contract.allocate(CONFIG, values)
+        self.effects.first[vm.queue_id] = vm
+        self.follow(vm)
+
+    def _wishes(self, vm: Vm) -> dict[str, Any]:
+        vm.cpu = self.engine.places[vm.name].cpu
+        return {"processor": vm.cpu, "weight": vm.config.weight}
+
+    def change(self, vm: Vm) -> None:
+        """The configuration says something else now."""
+        self.contract.set_parameters(CONFIG, vm.queue_id, self._wishes(vm))
+        self.follow(vm)
+
+    def follow(self, vm: Vm) -> None:
+        """A filter for each address of a VM port, and no others; new ones first, so that it never has none."""
+        wanted = {mac: address_filter(mac, vm.config.vlan) for mac in vm.macs}
+        gone = [number for mac, (number, one) in vm.filters.items() if wanted.get(mac) != one]
+        kept = {mac: found for mac, found in vm.filters.items() if wanted.get(mac) == found[1]}
+        new = {
+            mac: (self.contract.set_filter(CONFIG, vm.queue_id, one), one)
+            for mac, one in wanted.items()
+            if mac not in kept
+        }
+        vm.filters = kept | new
+        for number in gone:
+            self.contract.clear_filter(CONFIG, number)
+
+    def complete(self) -> None:
+        """Give VM ports without a receive queue of their own one each, as far as they go: by weight, then in order."""
+        waiting = {vm.queue_id: vm for vm in self.effects.first.values() if not self.owns(vm)}
+        if not waiting:
+            return
+        for done in self.contract.allocation_complete(CONFIG, list(waiting)):
+            vm = waiting[done.queue]
+            if done.why != vm.lack:
+                vm.lack = done.why
+                self.engine.journal.tell("queue_lack", vm=vm.name, what=done.why or None)
+
+    def owns(self, vm: Vm) -> bool:
+        """Whether a VM port has a receive queue of its own."""
+        return vm.queue_id in self.effects.bound
+
+    def remove(self, vm: Vm) -> None:
+        """The VM port is gone, and with it all its receive queues, whoever asked for them. It does not fail."""
+        gone = [name for name, one in self.effects.bound.items() if one.vm is vm]
+        self.effects.first.pop(vm.queue_id, None)
+        self.contract.withdraw([vm.queue_id, *gone])
+
+    def close(self) -> None:
+        """The uplink is gone, and with it everybody's receive queues and filters. It does not fail."""
+        every = [row["queue"] for row in self.contract.enum_queues(None)]
+        self.contract.withdraw([DROP_QUEUE, *every])
