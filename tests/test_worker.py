@@ -145,7 +145,7 @@ def test_every_pair_of_processors_has_its_rings():
     segment = Segment(3)
     made = link_rings(segment)
     addresses = segment.rows["rings"][segment.rows["rings"] != 0]
-    assert len(made) == len(set(addresses.tolist())) == 2 * 3 * 2
+    assert len(made) == len(set(addresses.tolist())) == 2 * 3 * 3
     unmap_rings(made)
     segment.close()
 

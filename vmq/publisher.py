@@ -57,6 +57,8 @@ class QueueEntry:
     former: int = state.NONE
     shared: bool = False
     generation: int = 0
+    gap: int = 0
+    gather: int = 0
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,9 @@ class _Builder:
         self.first_lane = {state.NONE: state.NONE}
         self.polls: list[list[int]] = [[] for _ in range(worker_count)]
         self.own_lanes: list[list[int]] = [[] for _ in range(worker_count)]
+        self.moderated: list[list[int]] = [[] for _ in range(worker_count)]
 
-    def build(self, epoch: int) -> Block:
+    def build(self, epoch: int, *, timed: bool) -> Block:
         """The version with this epoch."""
         self._lanes()
         region = learn = 0
@@ -262,12 +265,12 @@ class _Builder:
         rules, tests = _rules(self.filters)
         owners = {(mac, port.uplink): port.first_queue for port in reversed(self.ports) for mac in port.macs}
         near = _table([(mac, 0, uplink, number) for (mac, uplink), number in owners.items()])
-        jobs, polls, own_lanes = self._jobs()
+        jobs, lists = self._jobs()
         arrays = {
             "vports": self.vports, "queues": self.queues, "virtqueues": self.virtqueues, "regions": self.regions,
             "buckets": buckets, "near_buckets": near,
             "rules": rules, "field_tests": tests, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
-            "jobs": jobs, "polls": polls, "own_lanes": own_lanes,
+            "jobs": jobs, "polls": lists["poll"], "own_lanes": lists["lane"], "moderated": lists["moderated"],
         }  # fmt: skip
         largest = max([int(count) for count in groups["count"]], default=1)
         header = {
@@ -275,7 +278,8 @@ class _Builder:
             "region_count": len(self.regions), "bucket_mask": len(buckets) - 1, "near_mask": len(near) - 1,
             "rule_count": len(rules), "field_test_count": len(tests), "group_count": len(groups),
             "member_count": len(members), "learn_count": len(self.learns), "lane_count": len(self.lanes),
-            "poll_count": len(polls), "own_lane_count": len(own_lanes),
+            "poll_count": len(lists["poll"]), "own_lane_count": len(lists["lane"]),
+            "moderated_count": len(lists["moderated"]), "timed": timed,
             "frame_limit": min(state.FRAMES, state.DELIVERIES // max(largest, 1)),
         }  # fmt: skip
         return Block(arrays, header)
@@ -312,6 +316,9 @@ class _Builder:
             row["vport"], row["index"] = port.number, index
             row["worker"], row["former"] = one.worker, one.former
             row["shared"], row["generation"] = one.shared, one.generation
+            row["gap"], row["gather"] = one.gap, one.gather
+            if (one.gap or one.gather) and one.former == state.NONE:
+                self.moderated[one.worker].append(port.first_queue + index)
         for index, pair in port.rings.items():
             for direction, ring in enumerate(pair):
                 row = self.virtqueues[2 * (port.first_queue + index) + direction]
@@ -322,17 +329,15 @@ class _Builder:
             if pair[1].running and port.queues[index].former == state.NONE:  # on its way, it has no owner
                 self.polls[port.queues[index].worker].append(port.first_queue + index)
 
-    def _jobs(self) -> tuple[Rows, Rows, Rows]:
+    def _jobs(self) -> tuple[Rows, dict[str, Rows]]:
+        """Where each worker's numbers begin in the lists of all, and these lists."""
+        lists = {"poll": self.polls, "lane": self.own_lanes, "moderated": self.moderated}
         jobs = np.zeros(self.worker_count, state.job)
-        polls = lanes = 0
-        for worker in range(self.worker_count):
-            jobs[worker] = (polls, len(self.polls[worker]), lanes, len(self.own_lanes[worker]))
-            polls, lanes = polls + len(self.polls[worker]), lanes + len(self.own_lanes[worker])
-        return (
-            jobs,
-            np.array(list(chain(*self.polls)), np.int64),
-            np.array(list(chain(*self.own_lanes)), np.int64),
-        )
+        for name, parts in lists.items():
+            counts = [len(part) for part in parts]
+            jobs[f"{name}_count"] = counts
+            jobs[f"{name}_first"] = np.cumsum([0, *counts[:-1]])
+        return jobs, {name: np.array(list(chain(*parts)), np.int64) for name, parts in lists.items()}
 
 
 class Publisher:
@@ -343,6 +348,7 @@ class Publisher:
         self.epoch = 0
         self._blocks: dict[int, Block] = {}
         self.doorbells: list[int] = []
+        self.timed = False  # whether workers measure how long they work
 
     def publish(
         self, ports: list[PortEntry], uplinks: list[UplinkEntry], filters: Sequence[FilterEntry] = ()
@@ -350,7 +356,7 @@ class Publisher:
         """Make these entries what the workers see; the epoch that says so."""
         self.epoch += 1
         builder = _Builder(ports, uplinks, list(filters), int(self.segment.engine["worker_count"]))
-        block = builder.build(self.epoch)
+        block = builder.build(self.epoch, timed=self.timed)
         self._blocks[self.epoch] = block
         # us: the version's rows, then its address | worker: address, then rows.
         store_release(self.segment.engine, "tables", block.base)

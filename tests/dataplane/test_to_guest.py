@@ -25,8 +25,6 @@ from tests.dataplane.rig import (
     numbered,
 )
 from vmq.dataplane import state
-from vmq.dataplane.to_guest import bin_of
-from vmq.jit import int64
 
 PLAIN = EVENT_IDX | INDIRECT_TABLES
 
@@ -238,13 +236,6 @@ def test_a_batch_is_one_indication_and_falls_into_its_bin():
             assert vm.to_guest.called() == 1
         assert vm.books()["batches"].tolist() == [1, 2, 2, 1, 0, 0, 1, 0]
         assert int(vm.books()["indications"]) == 7
-
-
-@pytest.mark.parametrize(
-    ("frames", "index"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (127, 6), (128, 7), (100000, 7)]
-)
-def test_the_last_bin_takes_all_larger_batches(frames, index):
-    assert int(bin_of(int64(frames))) == index
 
 
 def test_a_suppressed_indication_is_counted_and_nothing_is_called():

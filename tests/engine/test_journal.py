@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.running import MACS, Running, frame, until
 from vmq.config import Vm as VmConfig
-from vmq.engine.journal import Journal
+from vmq.engine.journal import Journal, Record
 from vmq.engine.vm import STATES_MAX
 from vmq.errors import ConfigError
 
@@ -23,6 +23,16 @@ def test_records_are_numbered_and_who_comes_later_gets_what_is_new() -> None:
     assert [record["state"] for record in journal.since(2)] == ["3"]
     assert journal.since(3) == []
     assert abs(journal.since(2)[0]["time"] - time.time()) < 60
+
+
+def test_watchers_are_told_of_each_record_as_it_is_made() -> None:
+    journal = Journal(length=1)
+    told: list[Record] = []
+    journal.watchers.append(told.append)
+    journal.tell("vm_error", vm="a")
+    journal.tell("vm_error", vm="b")
+    assert [(record["number"], record["vm"]) for record in told] == [(1, "a"), (2, "b")]
+    assert journal.since(1) == told[1:]
 
 
 @pytest.mark.parametrize("asked", [-5, 0, 2])

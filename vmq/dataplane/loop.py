@@ -20,6 +20,7 @@ from vmq.dataplane.clock import now
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import accept_parcels, direct, hand_over, keep_parcels, parcels_waiting, ring_of
 from vmq.dataplane.lanes import rx_burst, tx_burst
+from vmq.dataplane.moderate import remind
 from vmq.dataplane.ports import call, fault
 from vmq.dataplane.replay import keep_backlog, paced, replay_backlog, until_due
 from vmq.dataplane.split import ask_for_kicks, available, give_back, head_at, publish, refuse_kicks
@@ -73,9 +74,8 @@ from vmq.jit import (
 # Empty rounds before a worker sleeps: some 50 µs of polling. A guest that answers at once finds the worker awake.
 IDLE_ROUNDS = 64
 REPLAY_WAIT_MS = 1  # a replay whose destination is full looks again after this long
-POLL_WAIT_MS = (
-    1  # and so does a worker at the ring of a front-end that does not kick (vhost-user SET_VRING_KICK)
-)
+# So does a worker that owes an indication, or at the ring of a front-end that does not kick (vhost-user SET_VRING_KICK).
+POLL_WAIT_MS = 1
 
 
 @kernel
@@ -231,7 +231,20 @@ def all_rounds(t: Any, w: Any) -> int:
         moved += parcels_round(t, w, sender, 1)
     for place in range(mine["poll_first"], mine["poll_first"] + mine["poll_count"]):
         moved += guest_round(t, w, polls[place])
+    moderated = at(t["moderated"], max(int64(t["moderated_count"]), 1), np.int64)
+    for place in range(mine["moderated_first"], mine["moderated_first"] + mine["moderated_count"]):
+        remind(t, w, moderated[place])
     w["rounds"] += 1
+    return moved
+
+
+@kernel
+def timed_rounds(t: Any, w: Any) -> int:
+    """The same, with a clock: what the rounds cost that moved something."""
+    began = now(w)
+    moved = all_rounds(t, w)
+    if moved > 0:
+        w["work_ns"] += now(w) - began
     return moved
 
 
@@ -269,6 +282,10 @@ def prepare_sleep(t: Any, w: Any) -> int:
             timeout = sooner(timeout, REPLAY_WAIT_MS)
         elif paced(row, progress):
             timeout = sooner(timeout, until_due(w, progress))
+    moderated = at(t["moderated"], max(int64(t["moderated_count"]), 1), np.int64)
+    for place in range(mine["moderated_first"], mine["moderated_first"] + mine["moderated_count"]):
+        if rings[2 * moderated[place]]["owed"] > 0:
+            timeout = sooner(timeout, POLL_WAIT_MS)
     store_release(w, "sleeping", 1)
     # us: write sleeping, then read rings and tables | another worker, control: write those, then read sleeping.
     fence()
@@ -314,7 +331,7 @@ def run(address: int) -> None:
             # us: last use of older rows, then epoch | control: reads epoch, then frees them.
             store_release(w, "epoch", t["epoch"])
             idle = int64(0)
-        if all_rounds(t, w) > 0:
+        if (timed_rounds(t, w) if t["timed"] else all_rounds(t, w)) > 0:
             idle = int64(0)
         else:
             idle += 1

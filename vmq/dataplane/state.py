@@ -167,6 +167,8 @@ tables = rows(
     ("jobs", i64),  # one row a worker
     ("polls", i64), ("poll_count", i64),  # i64 numbers of receive queues, worker after worker
     ("own_lanes", i64), ("own_lane_count", i64),  # i64 numbers of lanes, worker after worker
+    ("moderated", i64), ("moderated_count", i64),  # i64 numbers of receive queues, worker after worker
+    ("timed", i64),  # 1: workers measure how long they work (work_ns), for a comparison
     ("frame_limit", i64),  # frames a round may take so that no flood overruns DELIVERIES
 )  # fmt: skip
 
@@ -191,6 +193,7 @@ queue = rows(
     ("former", i64),
     ("shared", i64),  # 1: no receive queue of its own; served by the default queue, frame by frame
     ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
+    ("gap", i64), ("gather", i64),  # moderation (moderate.py): ns between indications, frames of one; 0: no limit
 )  # fmt: skip
 
 virtqueue = rows(
@@ -236,7 +239,12 @@ lane = rows(
     ("backlog", i64),  # replay: `waiting` rows, frames whose destination was full
 )  # fmt: skip
 
-job = layout(32, ("poll_first", i64), ("poll_count", i64), ("lane_first", i64), ("lane_count", i64))
+job = layout(
+    48,
+    ("poll_first", i64), ("poll_count", i64),
+    ("lane_first", i64), ("lane_count", i64),
+    ("moderated_first", i64), ("moderated_count", i64),
+)  # fmt: skip
 
 # A frame of a capture or a generator, normalised when it was loaded: untagged, its tag beside it.
 recorded = layout(32, ("address", i64), ("length", i64), ("tci", i64), ("tagged", i64))
@@ -279,6 +287,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("sleeping", i64),  # store: in epoll_wait, or about to be
     ("calling", i64),  # descriptor + 1 while a call is written; a watchdog looks
     ("rounds", i64), ("bursts", i64), ("sleeps", i64), ("wakeups", i64), ("busy_ns", i64), ("slept_ns", i64),
+    ("work_ns", i64),  # in rounds that moved something, while `timed`
     ("index", i64),
     ("engine", i64),
     ("tables", i64), ("woke", i64),  # the version in use; when the last sleep ended, ns
@@ -303,7 +312,7 @@ account = layout(16 + 8 * DROP_COUNT, ("forwarded", i64), ("copies", i64), ("dro
 queue_state = rows(  # the worker of the queue (handover_moved: its former one); offered_to_guest = frames_to_guest + to_guest_* drops
     ("frames_to_guest", i64), ("bytes_to_guest", i64),
     ("frames_from_guest", i64), ("bytes_from_guest", i64),
-    ("indications", i64), ("suppressed", i64), ("call_lost", i64), ("offered_to_guest", i64),
+    ("indications", i64), ("suppressed", i64), ("put_off", i64), ("call_lost", i64), ("offered_to_guest", i64),
     ("batches", i64, (BATCH_BINS,)),
     ("to_guest_drops", i64, (DROP_COUNT,)),
     ("account", account),  # of what the guest sent
@@ -316,6 +325,8 @@ ring_state = rows(  # the worker while the virtqueue runs, control otherwise
     ("first", i64),  # 1: the next indication is sent in any case
     ("asleep", i64),  # 1: the driver was asked to kick
     ("region", i64),  # where the last buffer was found: a hint
+    ("owed", i64),
+    ("indicated", i64),  # moderation: frames that wait for an indication; when the last one was, ns
 )
 
 port_state = rows(  # any worker that serves the port; control clears

@@ -21,7 +21,8 @@ import numpy as np
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
 from vmq.abi.virtio import net_hdr
 from vmq.dataplane.memory import pour
-from vmq.dataplane.ports import call, fault
+from vmq.dataplane.moderate import indicate
+from vmq.dataplane.ports import fault
 from vmq.dataplane.split import (
     available,
     expect_buffer,
@@ -33,7 +34,6 @@ from vmq.dataplane.split import (
     walk,
 )
 from vmq.dataplane.state import (
-    BATCH_BINS,
     CLAIMS,
     DELIVERIES,
     FAULT_BASE,
@@ -160,16 +160,6 @@ def place(t: Any, w: Any, port: Any, vq: Any, ring: Any, row: Any) -> int:
 
 
 @kernel
-def bin_of(frames: int) -> int:
-    """Histogram bin of a batch: 1, 2-3, 4-7, …"""
-    index = int64(0)
-    while frames > 1 and index < BATCH_BINS - 1:
-        frames >>= 1
-        index += 1
-    return index
-
-
-@kernel
 def expect(t: Any, w: Any, number: int, step: int) -> None:
     """Bring what `deliver` will touch nearer: what the guest wrote last lies in its processor's cache."""
     shared = at(w["engine"], 1, engine)[0]
@@ -224,9 +214,6 @@ def deliver(t: Any, w: Any, number: int, hold: int) -> None:
         deliveries[index]["done"] = 1
         index = int64(deliveries[index]["next"])
     books["frames_to_guest"] += batch
-    if running and publish(vq, ring):
-        call(w, vq, books)
-        books["indications"] += 1
-        books["batches"][bin_of(batch)] += 1
-    elif batch > 0:
-        books["suppressed"] += 1
+    if running:
+        wanted = publish(vq, ring)
+        indicate(w, row, vq, ring, books, batch, wanted)

@@ -30,7 +30,7 @@ from vmq.engine.plan import (
 from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.errors import ApiError, ConfigError, HostError, VmqError
-from vmq.placement import devices, place
+from vmq.placement import Reach, devices, place, vm_reaches
 from vmq.topology import read
 from vmq.uplink import Uplink, open_uplink
 
@@ -53,6 +53,7 @@ class Changes:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.reaches: dict[str, Reach] = {}  # the processors that may serve each VM
         self.opening = set[str]()  # uplinks that receive nothing yet: their VMs are not all there
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
@@ -98,7 +99,9 @@ class Changes:
         engine = self.engine
         cpus = tuple(worker.cpu for worker in engine.workers)
         now = {name: vm.cpu for name, vm in engine.vms.items()}
-        engine.places = place(new, cpus, read(devices(new)), now, engine.where)
+        topology = read(devices(new))
+        engine.places = place(new, cpus, topology, now, engine.where)
+        self.reaches = vm_reaches(new, cpus, topology, engine.where)
 
     def _restore(self, old: Config) -> None:
         """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
@@ -179,6 +182,7 @@ class Changes:
             if fd is not None:
                 worker.forget(fd)
         engine.queues.pop(name).close()
+        engine.dynamics.forget(name)
         number = engine.uplinks.pop(name).number
         engine.publish()
         for worker in engine.workers:

@@ -24,6 +24,7 @@ from vmq.contract import Contract
 from vmq.dataplane import faults, state
 from vmq.engine.announce import rarp
 from vmq.engine.changes import Changes, OpenedUplink
+from vmq.engine.dynamics import Dynamics
 from vmq.engine.journal import Journal
 from vmq.engine.mover import Mover
 from vmq.engine.plan import Action
@@ -66,7 +67,7 @@ class Engine:
         self._pause: asyncio.TimerHandle | None = None
         self.paused = False  # True: no lane receives yet
         self.default = 0  # the worker of the default queue
-        self.changes, self.mover = Changes(self), Mover(self)
+        self.changes, self.mover, self.dynamics = Changes(self), Mover(self), Dynamics(self)
         self.queues: dict[str | None, UplinkQueues] = {None: UplinkQueues(self, None, None)}  # by uplink
         self._generations = itertools.count(1)
 
@@ -208,9 +209,10 @@ class Engine:
             vm.judge()
 
     def _ticking(self) -> None:
-        """Twenty times a second: queues on their way, uplinks that write files, front-ends that made somebody wait."""
+        """Twenty times a second: queues on their way or due to go, uplinks that write files, front-ends that hang."""
         self._tick = asyncio.get_running_loop().call_later(TICK_SECONDS, self._ticking)
         self.mover.look()
+        self.dynamics.look()
         for opened in self.uplinks.values():
             opened.uplink.tick()
         while self.watchdog.freed:

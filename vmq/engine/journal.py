@@ -9,8 +9,14 @@ what has made it: they put it aside, and neither fail nor ask back.
     vm_state         vm, state, before        listening | connecting | connected | running | faulted
     vm_error         vm, what, remedy         what stands in its way
     learned          vm, mac                  an address that it added to its receive filters
+    queue_lack       vm, what                 why it has no receive queue of its own; nothing: it has one now
+    queue_swap       uplink, loser, winner, why        a receive queue was taken from one VM for another
+    moved            vm, processor, before, why        another processor serves it
     followed         vm, came, went           addresses that its guest gave its device, or took back
     configured       actions, wrong, remedy   a configuration was brought about, or refused
+    queue_state, dma_stopped, hardware_capabilities, current_capabilities, reset        uplink, and docs/queues.md
+
+Every event is a record of vmq/control/answers.py, for the schema of the API.
 """
 
 from __future__ import annotations

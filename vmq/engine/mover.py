@@ -94,7 +94,7 @@ class Mover:
         elif worker == entry.worker or not vm.started(pair):
             vm.queues[pair] = replace(entry, worker=worker, shared=shared)
         else:
-            self._set_out(vm, pair, QueueEntry(worker, entry.worker, shared, entry.generation))
+            self._set_out(vm, pair, replace(entry, worker=worker, former=entry.worker, shared=shared))
 
     def _set_out(self, vm: Vm, pair: int, entry: QueueEntry) -> None:
         vm.queues[pair] = entry

@@ -14,7 +14,7 @@ plane numbers of receive queues come from VM ports; ids of the contract never re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,8 @@ class TableEffects:
         vm = self.first.get(queue) or self.engine.vms.get(parameters.vm)
         if vm is None or vm.home.effects is not self:
             raise VmqError(f"no VM {parameters.vm!r} on this uplink", "name the VM that it is for")
-        self.bound[queue] = Bound(vm, 0 if queue in self.first else self._free_pair(vm), worker)
+        one = self.bound[queue] = Bound(vm, 0 if queue in self.first else self._free_pair(vm), worker)
+        vm.moderate(one.pair, parameters.moderation.indications, parameters.moderation.frames)
 
     def _free_pair(self, vm: Vm) -> int:
         taken = {0, *(one.pair for one in self.bound.values() if one.vm is vm)}
@@ -90,7 +91,8 @@ class TableEffects:
         return free[0]
 
     def release(self, queue: int) -> None:
-        del self.bound[queue]
+        one = self.bound.pop(queue)
+        one.vm.moderate(one.pair, 0, 0)
 
     def start(self, queue: int) -> None:
         if queue in self.bound:
@@ -128,9 +130,10 @@ class TableEffects:
         return 0
 
     def change(self, queue: int, grant: Grant, parameters: Parameters) -> None:
-        del parameters
         one = self.bound[queue]
         one.worker = self.engine.worker_of(grant.processor)
+        one.vm.moderate(one.pair, parameters.moderation.indications, parameters.moderation.frames)
+        self.engine.publish()
         if not one.vm.queues[one.pair].shared:
             self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
 
@@ -192,9 +195,10 @@ class UplinkQueues:
         for number in gone:
             self.contract.clear_filter(CONFIG, number)
 
-    def complete(self) -> None:
+    def complete(self, vms: Iterable[Vm] | None = None) -> None:
         """Give VM ports without a receive queue of their own one each, as far as they go: by weight, then in order."""
-        waiting = {vm.queue_id: vm for vm in self.effects.first.values() if not self.owns(vm)}
+        vms = list(self.effects.first.values()) if vms is None else vms
+        waiting = {vm.queue_id: vm for vm in vms if not self.owns(vm)}
         if not waiting:
             return
         for done in self.contract.allocation_complete(CONFIG, list(waiting)):
@@ -202,6 +206,14 @@ class UplinkQueues:
             if done.why != vm.lack:
                 vm.lack = done.why
                 self.engine.journal.tell("queue_lack", vm=vm.name, what=done.why or None)
+
+    def give_up(self, vm: Vm) -> None:
+        """Take the receive queue of a VM port, for another; the default queue goes on with its frames."""
+        before = vm.queue_id
+        self.contract.withdraw([before])
+        vm.filters = {}
+        self.add(vm)
+        del self.effects.first[before]
 
     def owns(self, vm: Vm) -> bool:
         """Whether a VM port has a receive queue of its own."""

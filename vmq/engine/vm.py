@@ -236,6 +236,7 @@ class Vm:
         # order: all before the used index are done, and none after it.
         row["next_avail"] = base & state.M16 or stands
         row["first"], row["asleep"], row["region"] = 1, 0, state.NONE
+        row["owed"] = row["indicated"] = 0
         if not entry.features & state.RING_EVENT_IDX:
             receive = index % 2 == 0  # nobody waits for receive buffers
             used["flags"] = virtio.VRING_USED_F_NO_NOTIFY if receive else 0
@@ -274,6 +275,16 @@ class Vm:
     def renew(self, pair: int) -> None:
         """Another generation: what is on its way to this receive queue is dropped."""
         self.queues[pair] = replace(self.queues[pair], generation=self.engine.generation())
+
+    def moderate(self, pair: int, indications: int, frames: int) -> None:
+        """So many indications a second, and one more for every so many frames that wait; 0: no limit of that kind."""
+        gap = 10**9 // indications if indications else 0
+        self.queues[pair] = replace(self.queues[pair], gap=gap, gather=frames)
+
+    def traffic(self) -> tuple[int, int]:
+        """Frames that were for its guest, and frames from it, since it is there."""
+        rows = self._counters()
+        return int(rows["offered_to_guest"].sum()), int(rows["frames_from_guest"].sum())
 
     def clear_counters(self, pair: int) -> None:
         """Count from here. The row itself is its worker's."""
