@@ -393,7 +393,7 @@ def signal_handler(function: Callable[[int, int, int], None]) -> Callable[[], in
                 )
             else:
                 made.append(
-                    numba.cfunc("void(int32, intp, intp)", cache=True, error_model="numpy")(_plain(function))
+                    numba.cfunc("void(int32, intp, intp)", cache=True, error_model="numpy")(python_of(function))
                 )
         handler = made[0]
         return int(ctypes.cast(handler, ctypes.c_void_p).value or 0) if INTERPRETED else int(handler.address)
@@ -401,5 +401,6 @@ def signal_handler(function: Callable[[int, int, int], None]) -> Callable[[], in
     return address
 
 
-def _plain(function: Any) -> Any:
-    return function.py_func
+def python_of(function: Any) -> Any:
+    """A kernel as Python: for whole arrays, or for another compilation."""
+    return getattr(function, "py_func", function)

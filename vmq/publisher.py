@@ -25,7 +25,7 @@ from vmq.dataplane import state
 from vmq.dataplane.classify import slot_of
 from vmq.dataplane.match import field_test
 from vmq.errors import ProtocolError
-from vmq.jit import address_of, at, int64, store_release
+from vmq.jit import address_of, at, python_of, store_release
 
 Rows = npt.NDArray[Any]
 SETTLE_SECONDS = 5.0
@@ -202,18 +202,27 @@ def _filters(ports: Iterable[PortEntry], filters: Iterable[FilterEntry]) -> tupl
 
 
 def _table(keys: list[tuple[int, int, int, int]]) -> Rows:
-    """Hash table of (MAC, VLAN id, uplink) → value, at most half full; the first of equal keys is found."""
+    """Hash table of (MAC, VLAN id, uplink) → value, at most half full; the first of equal keys is found.
+
+    All keys at once: each tries its slot; of those that want the same free one the first gets it, and the others go on
+    to the next. So every slot that a key has passed is taken, as the search expects.
+    """
     size = 1 << max(3, (2 * len(keys)).bit_length())
     buckets = np.zeros(size, state.bucket)
     buckets["key"] = state.KEY_EMPTY
-    taken = [False] * size
-    for mac, vlan, uplink, value in keys:
-        key = mac | vlan << state.VID_SHIFT
-        slot = int(slot_of(int64(key), int64(uplink), int64(size - 1)))
-        while taken[slot]:
-            slot = (slot + 1) % size
-        taken[slot] = True
-        buckets[slot] = (key, uplink, value)
+    mac, vlan, uplink, value = np.array(keys, np.int64).reshape(-1, 4).T
+    key = mac | vlan << state.VID_SHIFT
+    slot = python_of(slot_of)(key, uplink, size - 1)
+    waiting = np.arange(len(keys))
+    while len(waiting):
+        wanted = slot[waiting]
+        _, first = np.unique(np.where(buckets["key"][wanted] < 0, wanted, -1 - wanted), return_index=True)
+        first = first[buckets["key"][wanted[first]] < 0]
+        placed = waiting[first]
+        buckets["key"][slot[placed]], buckets["uplink"][slot[placed]] = key[placed], uplink[placed]
+        buckets["value"][slot[placed]] = value[placed]
+        waiting = np.delete(waiting, first)
+        slot[waiting] = (slot[waiting] + 1) % size
     return buckets
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from tests.filters.strategies import GROUP, MACS, A, B, filters, frames, tags
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane.match import COLUMNS
-from vmq.dataplane.state import NONE
-from vmq.filters.compiled import Entry, arrange, in_order, plain, rows
+from vmq.dataplane.state import NONE, TO_DROP_QUEUE
+from vmq.filters.compiled import Arranged, Arranger, Entry, arrange, in_order, plain, rows
 from vmq.filters.model import NO_FLAGS, Field, FieldTest, Filter, Flag, Kind
 from vmq.filters.reference import matches
 
@@ -127,3 +129,45 @@ def test_every_field_has_its_columns() -> None:
     for field in Field:
         assert len(rows([(Filter((FieldTest(field, Kind.EQUAL, 1),), flags=NO_FLAGS), 0)])) == 1
         assert len(rows([(Filter((FieldTest(field, Kind.EQUAL, 1),), flags=INSIDE), 0)])) == 1
+
+
+# --- filters that change ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), filters() | plain_filters(), st.booleans()), max_size=25), st.data()
+)
+def test_filters_that_change_one_at_a_time_are_arranged_as_all_at_once(
+    steps: list[tuple[int, Filter, bool]], data: st.DataObject
+) -> None:
+    """Set, cleared and moved between receive queues, one of which is the drop queue; against `arrange` on the whole list."""
+    arranger, queues = Arranger(), {queue: dict[int, Filter]() for queue in range(4)}
+    targets = {0: 10, 1: 11, 2: 12, 3: TO_DROP_QUEUE}
+    for number, (queue, new, again) in enumerate(steps, 1):
+        changed = {queue}
+        there = [(place, name) for place, kept in queues.items() for name in kept]
+        if again and there:
+            place, name = data.draw(st.sampled_from(there))
+            moved = queues[place].pop(name)
+            changed.add(place)
+            if data.draw(st.booleans()):
+                queues[queue][name] = moved
+        else:
+            queues[queue][number] = replace(new, priority=number)
+        arranger.change({place: (dict(queues[place]), targets[place]) for place in changed})
+        every = [(one, targets[place]) for place, kept in queues.items() for one in kept.values()]
+        wanted, found = arrange(every), arranger.arranged()
+        assert found == wanted
+
+
+def test_while_all_are_plain_and_differ_nothing_is_arranged_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmq.filters.compiled.arrange", None)
+    arranger = Arranger()
+    one, other = Filter((TO_A, VLAN_5)), Filter((TO_A,), flags=UNTAGGED)
+    arranger.change({1: ({1: one}, 7), 2: ({2: other}, 8)})
+    assert arranger.arranged() == Arranged({(MAC_A, 5): 7, (MAC_A, 0): 8}, ())
+    arranger.change({1: ({}, 7), 2: ({2: other, 1: one}, 8)})
+    assert arranger.arranged() == Arranged({(MAC_A, 5): 8, (MAC_A, 0): 8}, ())
+    arranger.change({2: ({}, 8)})
+    assert arranger.arranged() == Arranged({}, ())

@@ -22,7 +22,7 @@ from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contra
 from vmq.dataplane.state import NONE, TO_DEFAULT_QUEUE, TO_DROP_QUEUE
 from vmq.errors import VmqError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
-from vmq.filters.compiled import arrange, rows
+from vmq.filters.compiled import Arranger, rows
 from vmq.publisher import FilterEntry
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TableEffects:
         self.engine, self.uplink = engine, uplink
         self.bound: dict[int, Bound] = {}
         self.first: dict[int, Vm] = {}  # receive queues that the configuration asks for
-        self._filters: dict[int, Mapping[int, Filter]] = {}
+        self._arranger = Arranger()
         self._entry = FilterEntry(NONE, {}, rows([]))
 
     @property
@@ -100,9 +100,8 @@ class TableEffects:
             self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
 
     def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
-        self._filters = {name: kept for name, kept in {**self._filters, **filters}.items() if kept}
-        entries = [(one, self.target(name)) for name, kept in self._filters.items() for one in kept.values()]
-        arranged = arrange(entries)
+        self._arranger.change({name: (kept, self.target(name)) for name, kept in filters.items()})
+        arranged = self._arranger.arranged()
         self._entry = FilterEntry(NONE, arranged.plain, rows(arranged.generic))
         self.engine.publish()
 

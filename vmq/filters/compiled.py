@@ -13,7 +13,7 @@ generic filters go first: where that matters they are filters of one receive que
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,50 @@ def arrange(filters: Iterable[Entry]) -> Arranged:
         if any(overlap(this, later) for later in behind):
             generic.append((this, target))
     return Arranged(keys, tuple(reversed(generic)))
+
+
+class Arranger:
+    """Filters in force that change one at a time: while all are plain and differ, a change costs no more than itself."""
+
+    def __init__(self) -> None:
+        self._filters: dict[int, tuple[Mapping[int, Filter], int]] = {}  # by receive queue; with its target
+        self._keys: dict[int, Key | None] = {}  # by filter; None: it has to be arranged with all others
+        self._plain: dict[Key, int] = {}
+        self._together = 0  # how many of those
+
+    def change(self, queues: Mapping[int, tuple[Mapping[int, Filter], int]]) -> None:
+        """These receive queues have these filters now, by their ids, and no others; and what leads there."""
+        for queue, (filters, target) in queues.items():
+            old, before = self._filters.pop(queue, ({}, target))
+            for name in old if before != target else old.keys() - filters.keys():
+                self._remove(name)
+            if filters:
+                self._filters[queue] = filters, target
+        for filters, target in queues.values():
+            for name in filters.keys() - self._keys.keys():
+                self._add(name, plain(filters[name]) if target >= 0 else None, target)
+
+    def _add(self, name: int, key: Key | None, target: int) -> None:
+        if key is None or key in self._plain:
+            self._keys[name] = None
+            self._together += 1
+        else:
+            self._keys[name] = key
+            self._plain[key] = target
+
+    def _remove(self, name: int) -> None:
+        key = self._keys.pop(name)
+        if key is None:
+            self._together -= 1
+        else:
+            del self._plain[key]
+
+    def arranged(self) -> Arranged:
+        """All of them, as `arrange` has them."""
+        if not self._together:
+            return Arranged(self._plain, ())
+        pairs = self._filters.values()
+        return arrange([(one, target) for filters, target in pairs for one in filters.values()])
 
 
 def rows(filters: Iterable[Entry]) -> npt.NDArray[Any]:
