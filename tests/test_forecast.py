@@ -12,7 +12,7 @@ import pytest
 from tests.test_placement import ADJACENT, NODES, ONE_CORE, UNKNOWN, config, vm, vms
 from vmq.cli.show import COLUMNS
 from vmq.config import AnyUplink, Config, Memory, Packet, Vm
-from vmq.forecast import forecast
+from vmq.forecast import FAR_NIC, OVERLAP, TOO_FEW, forecast
 from vmq.placement import plan
 from vmq.topology import Topology
 
@@ -99,7 +99,9 @@ def test_d03_sets_that_overlap_are_not_added_up():
     """4 + 8 are 12 where they are apart, and less where they are not."""
     four, eight = tuple(range(1, 5)), tuple(range(4, 12))
     of = config({"a": Memory(processors=four), "b": Memory(processors=eight)}, tuple(range(1, 16)))
-    assert note(of, UNKNOWN, "D03")["what"] == "1-4 and 4-11 overlap in 4: together 11 processors, not 12"
+    assert note(of, UNKNOWN, "D03")["what"] == (
+        f"1-4 and 4-11 overlap in 4: together 11 processors, not 12; {OVERLAP}"
+    )
     apart = config({"a": Memory(processors=four), "b": Memory(processors=eight[1:])}, tuple(range(1, 16)))
     assert notes(apart, UNKNOWN) == []
 
@@ -192,7 +194,9 @@ def test_d08_an_idle_processor_of_another_node_needs_other_keys():
 def test_d14_a_processor_far_from_the_nic(asked: tuple[int, ...], port: Vm, remedy: str):
     of = config({"u": Packet(device="eth1")}, asked, a=port)
     found = note(of, NODES, "D14")
-    assert found["what"] == "processor 2 is on node 0, and the frames of uplink u come from node 1"
+    assert (
+        found["what"] == "processor 2 is on node 0, and the frames of uplink u come from node 1: " + FAR_NIC
+    )
     assert found["remedy"] == remedy
 
 
@@ -207,3 +211,27 @@ def test_d14_what_nobody_can_know_is_said():
     allowed_elsewhere = Topology((0, 1), nodes=NODES.nodes, nics=NODES.nics)
     of = config({"u": Packet(device="eth1")}, (1,), a=vm(uplink="u"))
     assert note(of, allowed_elsewhere, "D14")["remedy"] == "none: vmq may use nothing of node 1"
+
+
+def test_who_goes_without_a_receive_queue_is_named():
+    """By weight, then in the order of the file; weight 0 asks for none, and other uplinks have their own."""
+    ports = {
+        "a": vm(1, uplink="lan", weight=10),
+        "b": vm(2, uplink="lan"),
+        "c": vm(3, uplink="lan"),
+        "d": vm(4, uplink="lan", weight=0),
+        "e": vm(5, uplink="wan"),
+    }
+    of = config({"lan": Memory(queues=2), "wan": Memory()}, tuple(range(5)), **ports)
+    assert [one for one in told(of, UNKNOWN)["notes"] if one["subject"].startswith("uplink")] == [
+        {
+            "code": "D08",
+            "subject": "uplink lan",
+            "what": (
+                f"{TOO_FEW}. 2 of 3 VMs at a time; without traffic a has none, by weight and then by order"
+            ),
+            "remedy": "set queues = 3 in [uplink.lan], or leave it out",
+        }
+    ]
+    enough = config({"lan": Memory(queues=3), "wan": Memory()}, tuple(range(5)), **ports)
+    assert not [one for one in told(enough, UNKNOWN)["notes"] if one["subject"].startswith("uplink")]

@@ -22,6 +22,7 @@ from vmq.placement import (
     devices,
     place,
     plan,
+    vm_reaches,
 )
 from vmq.topology import Topology
 
@@ -318,3 +319,24 @@ def test_no_free_processor_is_passed_over(ports: list[tuple[int | None, str | No
     load = {cpu: len(found.on(cpu)) for cpu in (2, 4, 6)}
     assert all(load[cpu] <= max(bound[cpu], min(load.values()) + 1) for cpu in load)
     assert list(found.places) == list(of.vms)
+
+
+def test_a_vm_is_placed_where_it_may_be_and_may_go():
+    """What moves VMs later asks the same function: the processors of a VM, and why only these."""
+    of = config(
+        {"lan": Packet(device="eth0", processors=(2, 3)), "wan": Packet(device="eth1")},
+        tuple(range(16)),
+        a=vm(1, uplink="lan"),
+        b=vm(2, uplink="wan"),
+        c=vm(3),
+        d=vm(4, uplink="lan", processor=3),
+    )
+    reaches = vm_reaches(of, tuple(range(16)), NODES)
+
+    assert {name: (reach.cpus, reach.why) for name, reach in reaches.items()} == {
+        "a": ((2, 3), "processors of [uplink.lan]"),
+        "b": (tuple(range(8, 16)), "on node 1 as eth1 is"),
+        "c": (tuple(range(16)), ""),
+        "d": ((3,), "processor of [vm.d]"),
+    }
+    assert all(cpu in reaches[name].cpus for name, cpu in cpus(of, NODES).items())

@@ -18,10 +18,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import asdict
+
 from vmq.config import Config, load
+from vmq.control.contracts import Contracts
 from vmq.control.explain import explain
+from vmq.control.schema import Function, bound, schema
 from vmq.control.server import Server
-from vmq.control.views import events, show
+from vmq.control.session import subscribe
+from vmq.control.views import show
 from vmq.dataplane import faults
 from vmq.dataplane.classify import slot_of
 from vmq.engine.engine import Engine
@@ -85,16 +90,23 @@ class Daemon:
         self.config = load(path)
         cpus, why = choose_processors(self.config, str(path))
         self.engine = Engine(str(path), cpus, why, group_number(str(path), self.config.engine.group))
-        methods = {
-            "show": lambda params: show(self.engine, str(params.get("what", "vms"))),
-            "explain": lambda params: explain(self.engine, params),
-            "events": lambda params: events(self.engine, params),
-            "ping": lambda _params: {"pid": os.getpid(), "compiled_after_start": self.compiled},
-        }
-        self.server = Server(self.config.engine.api, self.engine.group, methods)
+        self.server = Server(self.config.engine.api, self.engine.group, bound(self._functions()))
         self.ended = asyncio.Event()
         self.problem: BaseException | None = None
         self.compiled: list[str] = []  # kernels compiled while frames flowed: a stall, and our fault
+
+    def _functions(self) -> dict[str, Function]:
+        """What answers the methods of the API."""
+        engine = self.engine
+        return {
+            "ping": lambda _, __: {"pid": os.getpid(), "compiled_after_start": self.compiled},
+            "schema": lambda _, __: schema(),
+            "show": lambda _, asked: show(engine, asked.what),
+            "explain": lambda _, asked: explain(engine, asdict(asked)),
+            "events": lambda _, asked: engine.journal.since(asked.since),
+            "subscribe": lambda session, asked: subscribe(engine.journal, session, asked.since),
+            **Contracts(engine).functions(),
+        }
 
     async def serve(self) -> None:
         """Open, serve until told to stop, close."""

@@ -110,6 +110,8 @@ class Segment:
             "port_state": (state.port_state, state.MAX_VPORTS),
             "misses": (state.near_miss, worker_count * state.MAX_VPORTS),
             "strangers": (state.stranger, worker_count * state.STRANGERS),
+            "watches": (state.watch, state.MAX_QUEUES),
+            "latencies": (state.latency, state.MAX_QUEUES),
             "rings": (np.dtype(np.int64), state.HANDOVER_RINGS),
             "mappings": (state.mapping, state.MAX_MAPPINGS),
         }

@@ -33,6 +33,7 @@ EFFECTIVE = """\
 api = "/run/vmq/api.sock"  # default
 processors = "0"
 # group is left open
+placement = "static"  # default
 
 [uplink."w.an"]
 kind = "pcap"
@@ -40,6 +41,7 @@ kind = "pcap"
 link_local = "drop"  # default
 # processors is left open
 # numa_node is left open
+# queues is left open
 # read is left open
 write = "/tmp/out.pcap"
 repeat = true
@@ -54,11 +56,26 @@ mac = ["52:54:00:00:00:0a"]
 # vlan is left open
 learn = ["0e:fc:00:00:00:00/24"]
 learn_max = 8  # default
+# qmp is left open
+# qmp_nic is left open
 # processor is left open
 queue_pairs = 16  # default
+weight = 100  # default
+indications = 0  # default
+indication_frames = 0  # default
 spoof_check = true  # default
 storm_limit = 0  # default
 # mtu is left open
+
+[doctor]
+ignore = []  # default
+wake_us = 100  # default
+busy_percent = 90  # default
+single_percent = 90  # default
+drops_per_million = 100  # default
+ring = 1024  # default
+busy_frames = 1000  # default
+idle_percent = 10  # default
 """
 
 
@@ -89,7 +106,12 @@ def test_check_in_json_has_the_words_of_the_file(vmq, file) -> None:
     printed = json.loads(out)
 
     assert (code, err) == (0, "")
-    assert printed["engine"] == {"api": "/run/vmq/api.sock", "processors": [0], "group": None}
+    assert printed["engine"] == {
+        "api": "/run/vmq/api.sock",
+        "processors": [0],
+        "group": None,
+        "placement": "static",
+    }
     assert printed["uplink"]["w.an"]["kind"] == "pcap"
     assert printed["vm"]["web"]["mac"] == ["52:54:00:00:00:0a"]
 
@@ -110,6 +132,18 @@ def test_check_remarks_what_is_set_up_badly_for_this_host(vmq, file, monkeypatch
     assert (code, err) == (0, "")
     assert out.endswith(REMARK.format(name=file))
     assert parse(out, str(file)) == parse(FILE, str(file))
+
+
+def test_check_names_what_is_accepted(vmq, file, monkeypatch) -> None:
+    """`ignore` of [doctor]: no remark, and not hidden either."""
+    monkeypatch.setattr(Facts, "read", classmethod(lambda *_, **__: host("0", "1")))
+    file.write_text(FILE + '[doctor]\nignore = "D04"\n', encoding="utf-8")
+
+    code, out, _ = vmq("check", str(file))
+
+    assert code == 0
+    assert 'ignore = ["D04"]\n' in out
+    assert out.splitlines()[-1] == "# D04 accepted: processor 0: A receive queue is served on processor 0."
 
 
 def test_check_in_json_remarks_on_stderr(vmq, file, monkeypatch) -> None:
@@ -136,7 +170,7 @@ def test_check_ends_with_1_where_traffic_would_be_lost(vmq, file) -> None:
 
 def test_check_of_a_wrong_file_prints_its_mistakes_and_ends_with_2(vmq, file) -> None:
     """One line each on stderr, nothing on stdout."""
-    file.write_text(FILE + "vlan = 0\nweight = 1\n", encoding="utf-8")
+    file.write_text(FILE + "vlan = 0\ntrunk = true\n", encoding="utf-8")
 
     assert vmq("check", str(file)) == (
         2,
@@ -144,7 +178,7 @@ def test_check_of_a_wrong_file_prints_its_mistakes_and_ends_with_2(vmq, file) ->
         (
             f"{file}: [vm.web] vlan: 0 is not valid. Remedy: Set vlan to a number from 1 to 4094; "
             "leave it out for untagged and priority-tagged frames\n"
-            f"{file}: [vm.web] weight: not available in this version. Remedy: Remove the key\n"
+            f"{file}: [vm.web] trunk: not available in this version. Remedy: Remove the key\n"
         ),
     )
 
@@ -154,4 +188,23 @@ def test_schema_is_printed_as_json(vmq) -> None:
     code, out, err = vmq("schema", "config")
 
     assert (code, err) == (0, "")
-    assert set(json.loads(out)["$defs"]) == {"Config", "Engine", "Tap", "Packet", "Pcap", "Memory", "Vm"}
+    assert set(json.loads(out)["$defs"]) == {
+        "Config",
+        "Engine",
+        "Tap",
+        "Packet",
+        "Pcap",
+        "Memory",
+        "Vm",
+        "Doctor",
+    }
+
+
+def test_the_api_is_described_without_an_engine(vmq, monkeypatch) -> None:
+    """For a client in another language."""
+    monkeypatch.setenv("VMQ_API", "/nonexistent")
+    code, out, err = vmq("schema", "api")
+
+    assert (code, err) == (0, "")
+    assert set(json.loads(out)) >= {"api", "methods", "event", "$defs"}
+    assert vmq("schema", "a")[1] == out

@@ -65,10 +65,10 @@ def test_a_socket_left_behind_and_a_path_too_long_are_no_engine(tmp_path) -> Non
 def test_permission_is_not_absence(tmp_path, monkeypatch) -> None:
     """The remedy is another one."""
 
-    def denied(*_: object) -> bytes:
+    def denied(*_: object) -> None:
         raise PermissionError(13, os.strerror(13))
 
-    monkeypatch.setattr(client, "_exchange", denied)
+    monkeypatch.setattr(client, "_connection", denied)
 
     with pytest.raises(ApiError) as refused:
         client.ask("/run/vmq/api.sock", "show")
@@ -113,3 +113,40 @@ def test_an_end_without_an_answer_points_to_the_log(engine) -> None:
 
     with pytest.raises(ApiError, match="closed without an answer"):
         client.ask(engine.path, "show")
+
+
+@pytest.mark.parametrize("answer", [None, {}, [1], "x"])
+def test_an_answer_of_another_kind_is_a_failure(engine, answer: object) -> None:
+    """Two versions that do not understand each other say so."""
+    engine.answer(answer)
+    with pytest.raises(ApiError, match="the answer to enum_queues is not a list of records"):
+        client.ask_rows(None, "enum_queues")
+    if answer != {}:
+        with pytest.raises(ApiError, match="the answer to free_queue is not a record"):
+            client.ask_record(None, "free_queue")
+
+
+def test_following_gives_each_event_until_the_engine_ends(engine) -> None:
+    """One question, and then nothing is asked."""
+    engine.answers = [b'{"result":{"number":2}}\n{"event":{"number":1}}\n{"event":{"number":2}}\n']
+    told = client.follow(None, 0)
+
+    assert [next(told), next(told)] == [{"number": 1}, {"number": 2}]
+    with pytest.raises(ApiError, match="the engine has ended, or told more than was read"):
+        next(told)
+    assert engine.asked == [{"api": 1, "method": "subscribe", "params": {"since": 0}}]
+
+
+def test_following_is_refused_as_any_question(engine) -> None:
+    engine.refuse(status="NOT_SUPPORTED", message="no method 'subscribe'", remedy="")
+    with pytest.raises(ApiError, match="no method 'subscribe'"):
+        next(client.follow(None, 0))
+
+
+@pytest.mark.parametrize(
+    "line", [b"x", b"[]", b"{}", b'{"event":1}', b'{"event":{}}', b'{"event":{"number":"1"}}']
+)
+def test_what_is_no_event_is_a_failure(engine, line: bytes) -> None:
+    engine.answers = [b'{"result":{"number":2}}\n' + line + b"\n"]
+    with pytest.raises(ApiError, match="what the engine tells is no event"):
+        next(client.follow(None, 0))

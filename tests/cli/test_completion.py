@@ -20,6 +20,8 @@ def test_a_script_knows_the_verbs_and_asks_for_names(vmq, shell: str) -> None:
     assert (code, err) == (0, "")
     assert "snippet" in out
     assert "vmq __complete vms" in out
+    assert "vmq __complete uplinks" in out
+    assert "reset-statistics" in out
 
 
 def test_the_bash_script_is_one(vmq) -> None:
@@ -53,10 +55,12 @@ def test_without_shtab_the_remedy_is_named(vmq, monkeypatch) -> None:
 
 
 def test_names_of_vms_are_a_line_each(vmq, engine) -> None:
-    """What the script asks for."""
+    """What the script asks for: of VMs, and of uplinks."""
     engine.answer([{"name": "web"}, {"name": "db"}])
 
     assert vmq("__complete", "vms") == (0, "web\ndb\n", "")
+    assert vmq("__complete", "uplinks") == (0, "web\ndb\n", "")
+    assert [question["params"] for question in engine.asked] == [{"what": "vms"}, {"what": "uplinks"}]
 
 
 def test_a_shell_hears_no_errors(vmq, monkeypatch) -> None:

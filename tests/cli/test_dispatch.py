@@ -26,6 +26,9 @@ SLOW = ("numpy", "numba", "llvmlite", "pyroute2", "rich", "asyncio", "vmq.datapl
         (["plan", "/nonexistent"], 2, ()),
         (["doctor", "--help"], 0, ("msgspec",)),
         (["explain", "--mac", "52:54:00:00:00:01"], 1, ("msgspec",)),
+        (["queue", "list"], 1, ("msgspec",)),
+        (["filter", "set", "3", "mac_destination==52:54:00:00:00:01"], 1, ("msgspec",)),
+        (["capabilities"], 1, ("msgspec",)),
     ],
 )
 def test_commands_of_loops_and_hooks_import_nothing_slow(
@@ -81,6 +84,9 @@ def test_version_and_help_are_done(vmq) -> None:
         "check",
         "plan",
         "show",
+        "queue",
+        "filter",
+        "capabilities",
         "events",
         "explain",
         "doctor",
@@ -117,6 +123,15 @@ def test_verbs_may_be_shortened_while_unambiguous(vmq) -> None:
     code, _, err = vmq("s")
     assert code == 2
     assert err.startswith("vmq: argument VERB: invalid choice: 's'")
+
+
+def test_verbs_below_a_verb_may_be_shortened_too(vmq) -> None:
+    """`q l` is queue list; `q` alone asks for one; `q f` and `f` have one meaning each."""
+    assert vmq("q", "l", "--help")[1].startswith("usage: vmq queue list")
+    assert vmq("f", "m", "-h")[1].startswith("usage: vmq filter move")
+    code, _, err = vmq("queue")
+    assert (code, "the following arguments are required: VERB" in err) == (2, True)
+    assert vmq("q", "x")[0] == 2
 
 
 def test_capabilities_ignore_all_other_words(vmq) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +26,26 @@ RECORDS: list[dict[str, Any]] = [
         "wrong": "no such device",
         "remedy": "make it",
     },
+    {
+        "number": 9,
+        "time": 1e9,
+        "event": "queue_state",
+        "uplink": "lan",
+        "queue": 3,
+        "owner": "a",
+        "state": "Paused",
+        "step": "Set",
+    },
+    {
+        "number": 10,
+        "time": 1e9,
+        "event": "current_capabilities",
+        "uplink": "",
+        "capabilities": {"queues": 4},
+        "lost": ["filter_fields", "queues"],
+    },
+    {"number": 11, "time": 1e9, "event": "queue_lack", "vm": "web", "what": "all are taken"},
+    {"number": 12, "time": 1e9, "event": "queue_lack", "vm": "web", "what": None},
 ]
 
 
@@ -36,12 +57,15 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def answer(_api: str | None, method: str, *, since: int) -> list[dict[str, Any]]:
         assert method == "events"
         asked.append(since)
-        if len(asked) > 3:
-            raise KeyboardInterrupt
         return [record for record in RECORDS if record["number"] > since]
 
+    def tell(_api: str | None, since: int) -> Iterator[dict[str, Any]]:
+        asked.append(since)
+        yield from (record for record in RECORDS if record["number"] > since)
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(events, "ask", answer)
-    monkeypatch.setattr(events, "PAUSE", 0)
+    monkeypatch.setattr(events, "follow", tell)
     return asked
 
 
@@ -55,6 +79,10 @@ def test_each_event_is_a_line_in_words(engine: list[int], capsys: pytest.Capture
         ["6", "learned     web: mac 0e:fd:00:00:00:01"],
         ["7", "vm_error    web: no memory. Remedy: share it"],
         ["8", "configured  no such device. Remedy: make it"],
+        ["9", "queue_state  lan: receive queue 3 of a: Paused (Set)"],
+        ["10", "current_capabilities  lost filter_fields,queues"],
+        ["11", "queue_lack  web: all are taken"],
+        ["12", "queue_lack  web: it has a receive queue of its own"],
     ]
     assert engine == [0]
 
@@ -64,12 +92,13 @@ def test_json_is_the_record_as_it_is(engine: list[int], capsys: pytest.CaptureFi
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == RECORDS[4:]
 
 
-def test_follow_asks_for_what_is_new_until_it_is_interrupted(
+def test_follow_is_told_until_it_is_interrupted(
     engine: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["events", "-f"]) == 130
-    assert engine == [0, 8, 8, 8]
-    assert len(capsys.readouterr().out.splitlines()) == len(RECORDS)
+    """It asks once."""
+    assert main(["events", "-f", "--since", "4"]) == 130
+    assert engine == [4]
+    assert len(capsys.readouterr().out.splitlines()) == len(RECORDS) - 2
 
 
 @pytest.mark.parametrize("answer", [{}, [3], [{}]])

@@ -8,7 +8,8 @@ import argparse
 import pytest
 
 from vmq import API_SOCKET
-from vmq.cli.grammar import CONFIG, Parser, expand, seconds
+from vmq.cli.grammar import CONFIG, Parser, expand, receive_queue, seconds
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
 from vmq.errors import ConfigError
 
 
@@ -50,3 +51,13 @@ def test_help_names_the_defaults_that_the_code_has(vmq) -> None:
     """The same constants."""
     assert API_SOCKET in vmq("show", "--help")[1]
     assert CONFIG in vmq("run", "--help")[1]
+
+
+def test_a_receive_queue_is_a_number_or_the_word_of_one_that_is_always_there() -> None:
+    """The ids that the contract has for them."""
+    assert receive_queue("default") == receive_queue("de") == DEFAULT_QUEUE
+    assert receive_queue("drop") == DROP_QUEUE
+    assert receive_queue("65537") == 65537
+    for text in ("d", "", "-1", "three", "٣", "1.0"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            receive_queue(text)

@@ -46,6 +46,23 @@ def test_vms_are_a_table_with_notes_where_something_is_to_be_said(vmq, engine) -
     assert engine.asked == [{"api": 1, "method": "show", "params": {"what": "vms"}}]
 
 
+def test_a_vm_shows_what_became_of_the_list_that_its_guest_gave_its_device() -> None:
+    """Followed, refused and why, expected in vain."""
+    following = {
+        "path": "/r/web.qmp", "state": "following", "nic": "net0", "followed": ["0e:fd:00:00:00:01"],
+        "refused": [{"mac": "52:54:00:00:00:02", "why": "it is db's"}], "multicast": [], "vlans": "",
+        "notes": [{"what": "the guest's device is promiscuous", "remedy": "list the addresses"}],
+    }  # fmt: skip
+    lines = show.text("vms", [{**WEB, "learned": [], "following": following}]).splitlines()
+
+    assert lines[2:] == [
+        "    followed: 0e:fd:00:00:00:01",
+        "    refused: 52:54:00:00:00:02 (it is db's)",
+        "    note: the guest's device is promiscuous. Remedy: list the addresses",
+    ]
+    assert show.text("vms", [{**WEB, "learned": [], "following": None}]).splitlines()[2:] == []
+
+
 def test_a_vm_that_waits_shows_both_words_for_its_direction() -> None:
     """vmq and libvirt name the mode from opposite sides."""
     lines = show.text("vms", [{**WEB, "state": "listening", "learned": []}]).splitlines()
@@ -58,15 +75,15 @@ def test_a_vm_that_waits_shows_both_words_for_its_direction() -> None:
 def test_queues() -> None:
     """One row a receive queue."""
     row = {
-        "vm": "web", "queue": 0, "processor": 1, "state": "running", "size_to_guest": 1024, "size_from_guest": 1024,
+        "vm": "web", "queue": 0, "queue_id": 7, "own": True, "life": "Running", "processor": 1, "state": "running", "size_to_guest": 1024, "size_from_guest": 1024,
         "frames_to_guest": 64, "bytes_to_guest": 4096, "frames_from_guest": 1, "bytes_from_guest": 60,
         "indications": 2, "frames_per_indication": 32.0, "batches": [0, 0, 0, 0, 0, 2], "drops": {},
     }  # fmt: skip
 
     assert show.text("queues", [row]) == (
-        "vm   queue  processor  state    frames_to_guest  bytes_to_guest  frames_from_guest  bytes_from_guest  "
+        "vm   queue  queue_id  own  life     processor  state    frames_to_guest  bytes_to_guest  frames_from_guest  bytes_from_guest  "
         "indications  frames_per_indication  drops\n"
-        "web      0          1  running               64            4096                  1                60  "
+        "web      0         7  yes  Running          1  running               64            4096                  1                60  "
         "          2                  32.00  -"
     )
 
@@ -81,6 +98,7 @@ def test_filters() -> None:
             "vm": "web",
             "queue": 0,
             "source": "config",
+            "filter": "mac_destination == 52:54:00:00:00:01 and vlan_id == 10",
         },
         {
             "mac": "0e:fd:00:00:00:01",
@@ -93,9 +111,10 @@ def test_filters() -> None:
     ]
 
     assert show.text("filters", rows) == (
-        "mac                vlan      uplink  vm   queue  source\n"
-        "52:54:00:00:00:01  10        lan     web      0  config\n"
-        "0e:fd:00:00:00:01  untagged  lan     b        0  learned"
+        "mac                vlan      uplink  vm   queue  source   filter\n"
+        "52:54:00:00:00:01  10        lan     web      0  config   "
+        "mac_destination == 52:54:00:00:00:01 and vlan_id == 10\n"
+        "0e:fd:00:00:00:01  untagged  lan     b        0  learned  -"
     )
 
 

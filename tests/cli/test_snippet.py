@@ -96,6 +96,27 @@ def test_libvirt_is_xml_whatever_the_path_and_the_name(vmq, file, more: list[str
     assert ("name='vectors' type='unsigned' value='0'" in out) is bool(more)
 
 
+def test_the_qmp_socket_of_the_configuration_is_made_and_the_device_named(vmq, tmp_path) -> None:
+    """What `qmp` and `qmp_nic` name has to be there."""
+    path = tmp_path / "vmq.toml"
+    path.write_text(
+        "[vm.web]\nmac = '52:54:00:00:00:01'\nqmp = '/r/a,b.qmp'\nqmp_nic = 'net0'\n", encoding="utf-8"
+    )
+
+    code, out, _ = vmq("snippet", "qemu", "web", "--config", str(path))
+    words = shlex.split(out.replace("\\\n", " "), comments=True)
+    xml = vmq("snippet", "libvirt", "web", "--config", str(path))[1]
+    domain = ET.fromstring(f"<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>{xml}</domain>")
+
+    assert code == 0
+    assert words[words.index("-qmp") + 1] == "unix:/r/a,,b.qmp,server=on,wait=off"
+    assert words[words.index("-device") + 1].startswith("virtio-net-pci,netdev=vmqn-web,id=net0,mac=")
+    assert "# The QMP socket is for vmq alone: QEMU serves one client at a time.\n" in out
+    (command,) = domain.findall("{http://libvirt.org/schemas/domain/qemu/1.0}commandline")
+    assert [arg.attrib["value"] for arg in command] == ["-qmp", "unix:/r/a,,b.qmp,server=on,wait=off"]
+    assert '<!-- libvirt gives the device an id of its own: set qmp_nic = "ua-vmq-web" -->' in xml
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmq.config import Config, Engine, Memory, Packet, Pcap, Tap, Vm, load, parse
+from vmq.config import Config, Doctor, Engine, Memory, Packet, Pcap, Tap, Vm, load, parse
 from vmq.errors import ConfigError, ConfigErrors
 
 EXAMPLE = """
@@ -286,6 +286,15 @@ def test_each_kind_of_uplink_has_its_own_keys(text: str, uplink: object) -> None
 def test_each_mistake_is_one_line_with_file_key_and_remedy(text: str, line: str) -> None:
     """Errors name the file, the key and the remedy on one line."""
     assert lines(text) == [line]
+
+
+def test_thresholds_of_the_doctor_and_what_is_accepted() -> None:
+    """[doctor] may be left out; codes are read in either case, one or several."""
+    found = parse('[doctor]\nignore = ["d13", "D30"]\nwake_us = 200\n', "vmq.toml").doctor
+
+    assert (found.ignore, found.wake_us, found.ring) == (("D13", "D30"), 200, 1024)
+    assert parse('[doctor]\nignore = "d01"\n', "vmq.toml").doctor.ignore == ("D01",)
+    assert parse("", "vmq.toml").doctor == Doctor()
 
 
 def test_all_mistakes_of_a_file_are_reported_at_once() -> None:

@@ -20,7 +20,7 @@ from vmq.config import Memory
 from vmq.control import explain as module
 from vmq.control.explain import explain
 from vmq.dataplane import state
-from vmq.dataplane.classify import steer
+from vmq.dataplane.steer import steer
 from vmq.engine.engine import Engine
 from vmq.errors import ApiError
 from vmq.jit import address_of, at

@@ -17,7 +17,10 @@ import pytest
 
 from tests.engine.running import open_files
 from vmq.control import server as module
-from vmq.control.server import CLIENTS_MAX, LINE_MAX, Server
+from vmq.control.server import CLIENTS_MAX, LINE_MAX, Method, Server
+from vmq.control.session import Session, subscribe
+from vmq.control.stream import WAITING
+from vmq.engine.journal import Journal
 from vmq.errors import ApiError, HostError, VmqError
 
 PING = {"api": 1, "method": "ping"}
@@ -27,13 +30,24 @@ def fail(error: Exception) -> Any:
     raise error
 
 
-METHODS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "ping": lambda params: params.get("value", "pong"),
-    "refuse": lambda _: fail(ApiError("NOT_FOUND", "no such thing", "make one")),
-    "cannot": lambda _: fail(VmqError("it failed", "try again")),
-    "broken": lambda _: fail(KeyError("ours")),
-    "huge": lambda _: "x" * (32 << 20),
-    "strange": lambda _: object(),
+LEFT: list[str] = []
+JOURNAL = Journal()
+
+
+def leave(session: Session, mark: str) -> None:
+    session.leaving.callback(LEFT.append, mark)
+
+
+METHODS: dict[str, Method] = {
+    "ping": lambda _, params: params.get("value", "pong"),
+    "refuse": lambda *_: fail(ApiError("NOT_FOUND", "no such thing", "make one")),
+    "cannot": lambda *_: fail(VmqError("it failed", "try again")),
+    "broken": lambda *_: fail(KeyError("ours")),
+    "huge": lambda *_: "x" * (32 << 20),
+    "strange": lambda *_: object(),
+    "claim": lambda session, params: setattr(session, "owner", params["owner"]),
+    "leave": lambda session, params: leave(session, params["mark"]),
+    "subscribe": lambda session, params: subscribe(JOURNAL, session, params.get("since", 0)),
 }
 
 
@@ -126,6 +140,9 @@ async def test_the_socket_is_its_group_s(server: Server):
         (b"[" * 100_000 + b"\n", "INVALID_PARAMETER"),
         (b"1" * 10_000 + b"\n", "INVALID_PARAMETER"),
         (b'{"api": 2, "method": "ping"}\n', "INVALID_PARAMETER"),
+        (b'{"api": true, "method": "ping"}\n', "INVALID_PARAMETER"),
+        (b'{"api": 1, "method": "ping", "params": {"value": "\\ud800"}}\n', "INVALID_PARAMETER"),
+        (b'{"api": 1, "method": "ping", "params": {"value": NaN}}\n', "INVALID_PARAMETER"),
         (b'{"method": "ping"}\n', "INVALID_PARAMETER"),
         (b"[1]\n", "INVALID_PARAMETER"),
         (b'{"api": 1}\n', "NOT_SUPPORTED"),
@@ -158,6 +175,14 @@ async def test_an_unknown_method_says_which_there_are(server: Server):
     answer = await client.say({"api": 1, "method": "nosuch"})
     assert "no method 'nosuch'" in answer["error"]["message"]
     assert "ping, refuse" in answer["error"]["remedy"]
+    await client.close()
+
+
+@served
+async def test_another_version_is_told_which_one_is_spoken(server: Server):
+    client = await Client.of(server)
+    answer = await client.say({"api": 2, "method": "ping"})
+    assert answer["error"]["message"] == "this engine speaks api 1, and not 2"
     await client.close()
 
 
@@ -241,6 +266,104 @@ async def test_a_silent_client_makes_room(server: Server):
     silent = await Client.of(server)
     assert await silent.answer() is None
     await silent.close()
+
+
+@served
+async def test_a_connection_with_an_owner_may_be_silent(server: Server):
+    """What it holds would be taken down with it."""
+    server.patch.setattr(module, "IDLE_SECONDS", 0.05)  # type: ignore[attr-defined]
+    owner, silent = await Client.of(server), await Client.of(server)
+    assert await owner.say({"api": 1, "method": "claim", "params": {"owner": "x"}}) == {"result": None}
+    assert await silent.answer() is None
+    assert await owner.say(PING) == {"result": "pong"}
+    await owner.close()
+    await silent.close()
+
+
+@pytest.mark.parametrize("last", [b"", b'{"api"', b"nonsense\n", b"x" * (3 * LINE_MAX), b"[" * 70000])
+def test_what_a_session_has_to_do_is_done_however_its_connection_ends(
+    tmp_path, monkeypatch, caplog, last: bytes
+):
+    """Also in the middle of a line."""
+
+    @served
+    async def test(server: Server) -> None:
+        LEFT.clear()
+        client = await Client.of(server)
+        for mark in ("first", "last"):
+            await client.say({"api": 1, "method": "leave", "params": {"mark": mark}})
+        assert LEFT == []
+        client.raw(last)
+        client.writer.transport.abort()
+        await until(lambda: LEFT == ["last", "first"])
+        other = await Client.of(server)
+        await other.say({"api": 1, "method": "leave", "params": {"mark": "at the end"}})
+        await server.close()
+        assert LEFT[2:] == ["at the end"]
+        await other.close()
+
+    test(tmp_path, monkeypatch, caplog)
+
+
+# --- streams
+
+
+@served
+async def test_a_stream_gives_what_is_kept_and_then_what_happens(server: Server):
+    """In order, each record once, nobody asks again."""
+    JOURNAL.tell("vm_error", vm="before")
+    since = JOURNAL.number
+    JOURNAL.tell("vm_error", vm="kept")
+    client = await Client.of(server)
+    question = {"api": 1, "method": "subscribe", "params": {"since": since}}
+    assert await client.say(question) == {"result": {"number": since + 1}}
+    for number in range(300):
+        JOURNAL.tell("vm_error", vm=str(number))
+    told = [(await client.answer())["event"] for _ in range(301)]
+    assert [one["vm"] for one in told] == ["kept", *map(str, range(300))]
+    assert [one["number"] for one in told] == list(range(since + 1, since + 302))
+    await client.close()
+    await until(lambda: not JOURNAL.watchers)
+
+
+@served
+async def test_a_stream_may_be_silent_and_answers_nothing(server: Server):
+    server.patch.setattr(module, "IDLE_SECONDS", 0.05)  # type: ignore[attr-defined]
+    client = await Client.of(server)
+    await client.say({"api": 1, "method": "subscribe", "params": {"since": JOURNAL.number}})
+    await asyncio.sleep(0.1)
+    JOURNAL.tell("vm_error", vm="a")
+    assert (await client.answer())["event"]["vm"] == "a"
+    assert (await client.say(PING))["error"]["message"] == "this connection is a stream"
+    assert await client.answer() is None
+    await client.close()
+    assert not JOURNAL.watchers
+
+
+@served
+async def test_a_stream_that_nobody_reads_is_dropped(server: Server):
+    """Its records are bounded, and nobody waits for it."""
+    server.patch.setattr(module, "DRAIN_SECONDS", 0.05)  # type: ignore[attr-defined]
+    deaf = await Client.of(server)
+    await deaf.say({"api": 1, "method": "subscribe", "params": {"since": JOURNAL.number}})
+    deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    for _ in range(WAITING):
+        JOURNAL.tell("vm_error", what="x" * 1000)
+    await until(lambda: not server._clients)
+    assert not JOURNAL.watchers
+    await deaf.close()
+
+
+@served
+async def test_a_stream_that_does_not_keep_up_is_dropped(server: Server):
+    """More at once than is kept for anybody."""
+    client = await Client.of(server)
+    await client.say({"api": 1, "method": "subscribe", "params": {"since": JOURNAL.number}})
+    for _ in range(WAITING + 1):
+        JOURNAL.tell("vm_error")
+    assert await client.answer() is None
+    await until(lambda: not JOURNAL.watchers)
+    await client.close()
 
 
 @served

@@ -13,7 +13,7 @@ import pytest
 
 from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, exchange, frame, until
 from vmq.cli.show import COLUMNS, text
-from vmq.control.views import drops, events, show
+from vmq.control.views import drops, show
 from vmq.dataplane import state
 from vmq.errors import ApiError
 
@@ -71,15 +71,6 @@ def test_a_drop_stands_by_its_name(running: Running):
         assert a.sent()
         until(lambda: running.show("vms", "b")["drops"] == {"to_guest_not_running": 4})
         until(lambda: running.show("vms", "a")["drops"] == {"own_address": 1})
-
-
-@pytest.mark.parametrize("since", ["3", 1.5, None, True])
-def test_events_are_asked_for_by_number(running: Running, since: object):
-    told = running.do(events, running.engine, {})
-    assert [record["event"] for record in told] == ["configured"]
-    assert running.do(events, running.engine, {"since": told[-1]["number"]}) == []
-    with pytest.raises(ApiError, match="no number of an event"):
-        running.do(events, running.engine, {"since": since})
 
 
 def test_drops_are_summed_by_name_over_rows_and_columns():

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.lab.netns import Namespace
-from vmq.doctor.ethtool import describe
+from vmq.doctor.ethtool import describe, switch
+from vmq.errors import HostError
 
 
 def test_the_loopback_device_has_features() -> None:
@@ -41,3 +42,29 @@ def test_a_veth_says_what_ethtool_prints() -> None:
     assert len(both) > 30
     assert {name: printed[name] for name in both} == {name: said.features[name] for name in both}
     assert (said.features["rx-vlan-hw-parse"], after.features["rx-vlan-hw-parse"]) == (True, False)
+
+
+@pytest.mark.root
+def test_a_feature_is_switched_and_read_again() -> None:
+    """ethtool -K's order by another way; what a driver keeps is a refusal, not a success."""
+
+    def vlan() -> bool:
+        said = describe("v0")
+        assert said is not None
+        return said.features["rx-vlan-hw-parse"]
+
+    with Namespace("host") as host:
+        host.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        before = host.call(vlan)
+        host.call(lambda: switch("v0", "rx-vlan-hw-parse", on=False))
+        after = host.call(vlan)
+        printed = host.run("ethtool", "-k", "v0")
+        with pytest.raises(HostError, match="the driver did not switch it on"):
+            host.call(lambda: switch("v0", "rx-vlan-filter", on=True))
+        with pytest.raises(HostError, match="no such feature"):
+            host.call(lambda: switch("v0", "none", on=True))
+        with pytest.raises(HostError, match="No such device"):
+            host.call(lambda: switch("none0", "rx-gro", on=True))
+
+    assert (before, after) == (True, False)
+    assert "rx-vlan-offload: off" in printed

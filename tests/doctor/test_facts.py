@@ -62,7 +62,7 @@ def test_processors(recorded: Path) -> None:
     """Siblings and nodes of the topology; of sleep states that are allowed, the deepest."""
     facts = Facts.read(recorded)
 
-    assert facts.cpus == {0: Cpu(0, (0, 1), 1), 1: Cpu(1, (0, 1), 1, "powersave", 133)}
+    assert facts.cpus == {0: Cpu(0, (0, 1), 1), 1: Cpu(1, (0, 1), 1, "powersave", ((0, 2), (1, 133)))}
     assert facts.nodes == {1}
     assert facts.topology is not None
     assert facts.topology.isolated == {1}

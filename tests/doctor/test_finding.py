@@ -5,7 +5,18 @@ from __future__ import annotations
 
 import json
 
-from vmq.doctor.finding import Evidence, Finding, Fix, clear, found, not_applicable, settled, unknown
+from vmq.doctor.finding import (
+    Evidence,
+    Finding,
+    Fix,
+    clear,
+    found,
+    not_applicable,
+    sentence,
+    settled,
+    unknown,
+)
+from vmq.doctor.steps import Write, edit
 
 FIELDS = (
     "code",
@@ -19,6 +30,7 @@ FIELDS = (
     "fix",
     "undo",
     "source",
+    "accepted",
 )
 
 
@@ -33,7 +45,7 @@ def test_a_record_has_the_fields_of_a_finding_and_nothing_else() -> None:
         subject="s",
         evidence=(seen,),
         why="w",
-        fix=Fix("do", "r", "d"),
+        fix=Fix("do", "r", "d", (edit("vm.web", mtu=1500), Write("/sys/a", "1"))),
         undo="u",
         source="KB1",
     )
@@ -41,7 +53,15 @@ def test_a_record_has_the_fields_of_a_finding_and_nothing_else() -> None:
 
     assert tuple(record) == FIELDS
     assert record["evidence"] == [{"where": "a file", "value": "1", "expected": "2"}]
-    assert record["fix"] == {"command": "do", "restart": "r", "disturbs": "d"}
+    assert record["fix"] == {
+        "command": "do",
+        "restart": "r",
+        "disturbs": "d",
+        "steps": [
+            {"kind": "edit", "changes": [{"table": "vm.web", "key": "mtu", "value": 1500}]},
+            {"kind": "write", "path": "/sys/a", "value": "1"},
+        ],
+    }
     assert json.loads(json.dumps(record)) == record
 
 
@@ -56,3 +76,8 @@ def test_outcomes_say_what_their_status_needs() -> None:
 def test_a_rule_that_found_nothing_is_clear() -> None:
     assert [one.status for one in settled([], Evidence("a", "b"))] == ["clear"]
     assert settled([unknown("u")]) == [unknown("u")]
+
+
+def test_shared_words_become_a_sentence() -> None:
+    """vmq plan puts them behind a colon."""
+    assert sentence("a worker waits") == "A worker waits."

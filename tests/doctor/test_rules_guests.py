@@ -132,7 +132,7 @@ def test_no_free_buffer_is_the_rings_depth_or_the_guests_time() -> None:
 
     assert late.fix.command == "rx_queue_size=1024 in QEMU's -device"
     assert never.fix.command.startswith("A vCPU with less other work")
-    assert late.evidence[0].expected == "at most 0.01% (threshold)"
+    assert late.evidence[0].expected == "at most 0.01% (drops_per_million)"
     assert statuses(ran_out(1, 256)) == ["clear"]
 
 

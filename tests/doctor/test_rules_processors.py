@@ -9,6 +9,7 @@ import pytest
 
 from tests.doctor.hosts import EIGHT, LAN, WEB, host, links, nic, only, qemu, see, statuses, vm
 from vmq.doctor.facts import Facts
+from vmq.doctor.finding import Outcome
 from vmq.doctor.rules_processors import (
     asleep,
     far_memory,
@@ -18,6 +19,7 @@ from vmq.doctor.rules_processors import (
     one_a_core,
     overloaded,
 )
+from vmq.doctor.steps import Write
 
 SMT = ("0-1", "2-3", "4-5", "6-7")  # siblings beside each other
 FAR = ("0,4", "1,5", "2,6", "3,7")  # siblings far apart
@@ -154,9 +156,9 @@ def test_guest_memory_on_another_node_than_its_worker() -> None:
 
 
 def power(governor: str | None, wake_us: int | None) -> Facts:
-    facts = host("0", "1")
+    facts, sleeps = host("0", "1"), () if wake_us is None else ((0, 1), (2, wake_us))
     return replace(
-        facts, cpus={1: replace(facts.cpus[1], governor=governor, wake_us=wake_us), 0: facts.cpus[0]}
+        facts, cpus={1: replace(facts.cpus[1], governor=governor, sleeps=sleeps), 0: facts.cpus[0]}
     )
 
 
@@ -164,7 +166,21 @@ def test_a_slow_governor_and_deep_sleep_of_the_workers_processor() -> None:
     found = only(asleep(see(on("1"), power("powersave", 10))))
     assert found.fix.command == "echo performance > /sys/devices/system/cpu/cpu1/cpufreq/scaling_governor"
     assert found.undo == "echo powersave > /sys/devices/system/cpu/cpu1/cpufreq/scaling_governor"
-    assert only(asleep(see(on("1"), power("performance", 101)))).evidence[0].value == "101 µs"
+    deep = only(asleep(see(on("1"), power("performance", 101))))
+    assert (deep.evidence[0].value, deep.evidence[0].expected) == ("101 µs", "at most 100 µs (wake_us)")
+    state = "/sys/devices/system/cpu/cpu1/cpuidle/state2/disable"
+    assert deep.fix.command == f"for s in {state}; do echo 1 > $s; done"
+    assert deep.fix.steps == (Write(state, "1"),)
+
+
+def test_thresholds_are_keys_of_the_configuration() -> None:
+    """[doctor] of the file; without one, the defaults."""
+    kind = on("1") + "[doctor]\nwake_us = 200\nbusy_percent = 50\nsingle_percent = 20\n"
+
+    assert statuses(asleep(see(kind, power("performance", 101)))) == ["clear"]
+    assert statuses(moderated(see(kind, None, **busy(0.6, 30, 70)))) == ["found"]
+    assert statuses(overloaded(see(kind, None, **busy(0.6)))) == ["unknown"]
+    assert statuses(overloaded(see(kind, None, **busy(0.4)))) == ["clear"]
 
 
 def test_power_is_clear_or_hidden() -> None:
@@ -189,6 +205,21 @@ def test_one_frame_an_indication_on_a_busy_processor() -> None:
     assert statuses(moderated(see("", None, **busy(0.95, 50, 50)))) == ["clear"]
     assert statuses(moderated(see("", None, **busy(0.95)))) == ["clear"]
     assert statuses(moderated(see(on("1")))) == ["unknown"]
+
+
+def test_indications_that_are_held_back_and_gather_nothing() -> None:
+    """The processor has time: frames wait for no reason."""
+
+    def held(*batches: int, **moderation: int) -> list[Outcome]:
+        rows = busy(0.1, *batches)
+        rows["queues"][0]["requested"] = {"moderation": moderation}
+        return moderated(see("", None, **rows))
+
+    found = only(held(95, 5, indications=1000, frames=0))
+    assert (found.evidence[0].value, found.confidence) == ("indications 1000", "possible")
+    assert found.fix.command == "vmq queue set QUEUE --indications 0 --frames 0"
+    assert statuses(held(50, 50, indications=1000)) == ["clear"]
+    assert statuses(held(95, 5, indications=0, frames=0)) == ["clear"]
 
 
 def test_a_saturated_processor_is_not_blamed_on_flows_that_nobody_counts() -> None:

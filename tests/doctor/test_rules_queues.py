@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 
 from tests.doctor.hosts import DB, LAN, host, links, nic, only, qemu, see, statuses, vm
-from vmq.dataplane.state import MAX_QUEUES, MAX_VPORTS
 from vmq.doctor.finding import Outcome
 from vmq.doctor.libvirt import parse
-from vmq.doctor.rules_queues import inspected, not_in_effect, queues_unused, refused, too_many
-from vmq.doctor.situation import PortView, Situation
-from vmq.placement import QUEUES_MAX, VMS_MAX
+from vmq.doctor.rules_queues import inspected, not_in_effect, queues_unused, refused
 
 SOCKET = "/run/vmq/web.sock"
 WEB_VM = LAN + vm("web", uplink="lan", socket=SOCKET, queue_pairs=4)
@@ -94,6 +91,54 @@ def test_a_field_that_has_both_is_a_setting_too() -> None:
     ) == ["clear"]
 
 
+def test_tables_of_what_was_asked_for_and_what_is_in_force() -> None:
+    """The row of a receive queue has both, and a reason for each difference."""
+    queue = {
+        "vm": "web",
+        "requested": {"processor": 2, "suggested_buffers": 512, "name": "web"},
+        "effective": {"processor": 3, "suggested_buffers": 512},
+        "difference": {"processor": "processor 2 has its 8 receive queues"},
+    }
+    found = only(not_in_effect(see("", None, vms=[], queues=[queue])))
+
+    assert (found.subject, found.why) == ("VM web", "processor 2 has its 8 receive queues")
+    assert found.evidence[0].where == "vmq show queues --json: settings, processor"
+    same = queue | {"effective": {}}
+    assert statuses(not_in_effect(see("", None, vms=[], queues=[same]))) == ["clear"]
+
+
+def settings(*rows: tuple[str, Any, Any, str]) -> list[dict[str, Any]]:
+    return [dict(zip(("name", "requested", "effective", "why"), one, strict=True)) for one in rows]
+
+
+def test_what_this_version_cannot_is_said_once() -> None:
+    """Not for each VM; and not as something that could be corrected."""
+    why = "direct placement is not available in this version"
+    rows = [
+        {"name": name, "own_queue": True, "settings": settings(("placement", "direct", "switched", why))}
+        for name in ("web", "db")
+    ]
+    found = only(not_in_effect(see("", None, vms=rows)))
+
+    assert (found.subject, found.severity) == ("this version", "note")
+    assert (found.evidence[0].value, found.fix.command) == ("switched, for 2", "None in this version")
+
+
+def test_settings_with_a_rule_of_their_own_are_left_to_it() -> None:
+    """Who has no receive queue of its own is D08's, D10's or D11's; what follows from it is nobody's."""
+    row = {
+        "name": "web",
+        "own_queue": False,
+        "settings": settings(
+            ("receive_queue", "own", "default", "all 1 receive queues are taken"),
+            ("moderation", "5 a second", "every batch", "it has no receive queue of its own"),
+            ("queue_pairs", 16, 1, "the guest has enabled 1"),
+        ),
+    }
+    assert statuses(not_in_effect(see("", None, vms=[row]))) == ["clear"]
+    assert statuses(not_in_effect(see("", None, vms=[row | {"own_queue": True}]))) == ["found"]
+
+
 def test_a_worker_that_was_moved() -> None:
     shown = {"processors": [{"cpu": 1, "effective": [2], "thread": 77}]}
 
@@ -152,26 +197,6 @@ def test_both_sides_wait_for_the_other() -> None:
 
 
 # --- the rest -----------------------------------------------------------------------------------------------
-
-
-def ports(count: int, pairs: int) -> Situation:
-    made = Situation()
-    made.__dict__["ports"] = tuple(
-        PortView(f"v{number}", "", "listen", None, (), None, pairs, None, None) for number in range(count)
-    )
-    return made
-
-
-def test_more_receive_queues_than_an_engine_has() -> None:
-    """1024 VMs with 16 are exactly all."""
-    assert (QUEUES_MAX, VMS_MAX) == (MAX_QUEUES, MAX_VPORTS)
-    found = only(too_many(ports(1026, 16)))
-
-    assert found.evidence[2].value == "v1024, v1025"
-    assert found.fix.command == "queue_pairs = 15 in each [vm.NAME] of vmq.toml"
-    assert statuses(too_many(ports(1024, 16))) == ["clear"]
-    assert statuses(too_many(ports(2049, 1))) == ["found"]
-    assert statuses(too_many(ports(0, 1))) == ["not_applicable"]
 
 
 def test_a_device_that_is_gone_or_refuses() -> None:

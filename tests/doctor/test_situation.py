@@ -74,3 +74,14 @@ def test_the_mtu_of_a_port_is_its_own_its_uplinks_or_the_default() -> None:
 
 def test_evidence_names_the_key_of_the_file() -> None:
     assert see(TEXT).key("vm.web", "mac") == "vmq.toml: [vm.web] mac"
+
+
+def test_limits_weights_and_queues_are_the_configurations_else_the_engines() -> None:
+    """Without a configuration the defaults hold, and rows may lack what older engines do not tell."""
+    text = LAN + "queues = 3\n" + vm("web", uplink="lan", weight=7) + "[doctor]\nring = 512\n"
+    found = see(text)
+    assert (found.limits.ring, found.ports[0].weight, found.uplinks["lan"].queues) == (512, 7, 3)
+
+    running = see("", None, vms=[ROW, ROW | {"weight": 0}], uplinks=[{"name": "lan", "queues": 2}])
+    assert ([port.weight for port in running.ports], running.uplinks["lan"].queues) == ([100, 0], 2)
+    assert (running.limits.ring, see().limits.ignore) == (1024, ())

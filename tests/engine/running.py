@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -134,7 +134,7 @@ class Running:
         } | keys
         return VmConfig(**fields)
 
-    def configure(self, uplinks: dict[str, AnyUplink] | None = None, /, **vms: VmConfig) -> Any:
+    def configure(self, uplinks: Mapping[str, AnyUplink] | None = None, /, **vms: VmConfig) -> Any:
         """Bring about these; the actions."""
         return self.do(self.engine.reconfigure, Config(uplinks=uplinks or {}, vms=vms))
 

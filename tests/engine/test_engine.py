@@ -5,21 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
 
-from tests.engine.configs import configs
 from tests.engine.running import (
     FIRST_CPU,
     MACS,
@@ -31,21 +26,12 @@ from tests.engine.running import (
     open_files,
     until,
 )
-from tests.test_topology import host, record
-from vmq.abi.ethernet import mac_number, mac_text
+from vmq.abi.ethernet import mac_number
 from vmq.abi.vhost_user import Request
-from vmq.config import Config, Memory, Pcap, Vm, parse
-from vmq.daemon import choose_processors
-from vmq.dataplane import state
-from vmq.engine import changes
+from vmq.config import Memory
 from vmq.engine import engine as module
 from vmq.engine.engine import Engine
-from vmq.errors import ConfigError, HostError
-from vmq.forecast import forecast
 from vmq.guest.guest import Guest
-from vmq.placement import plan
-from vmq.topology import read
-from vmq.uplink.pcapfile import CaptureWriter
 
 TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
 two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
@@ -277,172 +263,6 @@ def test_events_wake_control_a_bounded_number_of_times(running: Running):
         exchange(a, b)
 
 
-# --- reload -----------------------------------------------------------------------------------------------------
-
-
-def test_adding_and_removing_a_vm_does_not_disturb_a_connected_guest(running: Running):
-    """Its session, its socket and its counters stay."""
-    running.pair()
-    a_and_b = {name: running.engine.vms[name].config for name in "ab"}
-    with running.guest("a") as a, running.guest("b") as b:
-        exchange(a, b)
-        vm = running.engine.vms["a"]
-        before = vm, vm.port.connection, vm.session
-        inode = os.stat(running.path("a")).st_ino
-        for _round in range(3):
-            running.configure(**a_and_b, c=running.vm("c", 3))
-            with running.guest("c") as c:
-                exchange(a, c)
-            running.configure(**a_and_b)
-            assert not Path(running.path("c")).exists()
-        assert running.engine.vms["a"] is vm
-        assert (vm, vm.port.connection, vm.session) == before
-        assert os.stat(running.path("a")).st_ino == inode
-        assert running.show("vms", "a")["frames_to_guest"] == 3 + 3 * 3
-        exchange(a, b)
-
-
-def test_removing_a_vm_ends_its_guest(running: Running):
-    running.pair()
-    with running.guest("a") as a, running.guest("b"):
-        running.configure(b=running.engine.vms["b"].config)
-        until(lambda: not a.frontend.connected)
-        assert os.listdir(running.folder) == ["b.sock"]
-    gone(running, "b")
-
-
-def test_no_change_is_no_action_and_publishes_what_is(running: Running):
-    running.pair()
-    assert running.do(running.engine.reconfigure, running.engine.config) == ()
-
-
-def test_filters_change_under_a_connected_guest(running: Running):
-    """A new address, another VLAN: the guest notices nothing but its frames."""
-    running.pair()
-    b_config = running.engine.vms["b"].config
-    with running.guest("a") as a, running.guest("b") as b:
-        running.configure(a=running.vm("a", mac=(MACS[0], MACS[6])), b=b_config)
-        b.send([frame(MACS[6], b.mac, 1)])
-        assert a.receive(1) == [frame(MACS[6], b.mac, 1)]
-        running.configure(a=running.vm("a", vlan=9), b=b_config)
-        b.send([frame(a.mac, b.mac, 2)])
-        assert b.sent()
-        until(lambda: running.show("vms", "b")["drops"] == {"no_filter": 1})
-        assert a.frontend.connected
-        running.configure(a=running.vm("a"), b=b_config)
-        exchange(a, b)
-
-
-def test_a_configured_address_is_taken_from_whoever_learned_it(running: Running):
-    """One owner an address; a learned one has the weaker claim."""
-    a = running.vm("a", 1, learn=(FCOE,))
-    running.configure(a=a)
-    taken, kept = (mac_number(f"0e:fc:00:00:00:0{digit}") for digit in "12")
-    assert running.do(running.engine.vms["a"].learn, taken)
-    assert running.do(running.engine.vms["a"].learn, kept)
-
-    running.configure(a=a, b=running.vm("b", mac=("0e:fc:00:00:00:01",)))
-
-    assert {row["mac"]: row["vm"] for row in running.show("filters")} == {
-        MACS[0]: "a",
-        "0e:fc:00:00:00:02": "a",
-        "0e:fc:00:00:00:01": "b",
-    }
-    running.configure(a=running.vm("a", 1, learn=(FCOE,), vlan=7))
-    assert running.show("vms", "a")["learned"] == []
-
-
-@pytest.mark.parametrize("taken", ["listened on", "a file"])
-def test_a_configuration_that_cannot_be_had_changes_nothing(running: Running, taken: str):
-    """One line with file, key and remedy; the old configuration is in force, also where it had changed already."""
-    running.pair()
-    old = running.engine.config
-    with running.guest("a") as a, running.guest("b") as b, socket.socket(socket.AF_UNIX) as other:
-        if taken == "a file":
-            Path(running.path("z")).write_text("mine")
-        else:
-            other.bind(running.path("z"))
-            other.listen(1)
-        session = running.engine.vms["a"].session
-        before = held(running)
-        with pytest.raises(HostError, match=r"test.toml: \[vm.z\] socket: ") as refused:
-            running.configure(
-                {"lan": NO_FRAMES},
-                a=running.vm("a", mac=(MACS[7],)),
-                c=running.vm("c", 3, uplink="lan"),
-                z=running.vm("z", 4),
-            )
-        assert refused.value.remedy
-        assert running.engine.config == old
-        assert running.engine.vms["a"].session is session
-        assert sorted(os.listdir(running.folder)) == ["a.sock", "b.sock", "z.sock"]
-        assert held(running) == before
-        assert running.show("uplinks") == []
-        exchange(a, b)
-
-
-def test_what_is_lost_in_a_failed_change_is_said_and_can_be_asked_for_again(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-):
-    """A replaced uplink fails, and cannot be had back either: what there is, is in force."""
-    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2))
-    old = running.engine.config
-
-    def refuse(*_: object) -> None:
-        raise HostError("[uplink.lan] device", "it is gone", "plug it in")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(changes, "open_uplink", refuse)
-        with pytest.raises(HostError, match="it is gone"):
-            running.configure(
-                {"lan": Memory(count=0, mtu=1400)}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2)
-            )
-    assert running.engine.config.uplinks == {}
-    assert any("[uplink.lan] device: it is gone" in line for line in running.log.lines)
-    running.do(running.engine.reconfigure, old)
-    assert running.engine.config == old
-    assert running.show("uplinks", "lan")["state"] == "up"
-
-
-def test_a_processor_that_is_not_the_engine_s_is_refused(running: Running):
-    with pytest.raises(ConfigError, match=r"\[vm.a\] processor: 4000 is not one of the engine's"):
-        running.configure(a=running.vm("a", processor=4000))
-    assert running.engine.vms == {}
-
-
-def test_limits_are_said_in_words(running: Running, monkeypatch: pytest.MonkeyPatch):
-    """Too many VMs, receive queues, uplinks."""
-    running.configure(a=running.vm("a"))
-    monkeypatch.setattr(state, "MAX_VPORTS", 1)
-    with pytest.raises(ConfigError, match="too many VMs"):
-        running.configure(a=running.vm("a"), b=running.vm("b", 2))
-    monkeypatch.undo()
-    monkeypatch.setattr(state, "MAX_QUEUES", 3)
-    with pytest.raises(ConfigError, match="no receive queues are left"):
-        running.configure(a=running.vm("a"), b=running.vm("b", 2, queue_pairs=3))
-    monkeypatch.undo()
-    monkeypatch.setattr(state, "MAX_LANES", 1)
-    with pytest.raises(ConfigError, match="too many uplinks"):
-        running.configure({"x": NO_FRAMES, "y": NO_FRAMES}, a=running.vm("a"))
-    assert list(running.engine.vms) == ["a"]
-    assert running.engine.uplinks == {}
-
-
-def test_numbers_of_removed_vms_are_used_again(running: Running):
-    """Rows are few; a reused one starts from zero."""
-    running.configure(
-        a=running.vm("a", 1, queue_pairs=3), b=running.vm("b", 2), c=running.vm("c", 3, queue_pairs=2)
-    )
-    running.engine.segment.rows["queue_state"][3]["frames_to_guest"] = 99
-    running.configure(a=running.vm("a", 1, queue_pairs=3), c=running.vm("c", 3, queue_pairs=2))
-    running.configure(
-        a=running.vm("a", 1, queue_pairs=3), c=running.vm("c", 3, queue_pairs=2), d=running.vm("d", 4)
-    )
-    places = {name: (vm.number, vm.first_queue) for name, vm in running.engine.vms.items()}
-    assert places == {"a": (0, 0), "d": (1, 3), "c": (2, 4)}
-    assert running.show("vms", "d")["frames_to_guest"] == 0
-
-
 # --- uplinks ----------------------------------------------------------------------------------------------------
 
 
@@ -467,61 +287,6 @@ def test_an_announcement_leaves_through_the_uplink(running: Running, monkeypatch
     assert one[12:18] == b"\x81\x00\x00\x07\x80\x35"
 
 
-def test_a_reload_without_descriptors_leaves_the_old_configuration_in_force(running: Running, monkeypatch):
-    """Whatever runs out, wherever: it is the host's refusal, and neighbours notice nothing."""
-    running.pair()
-    with running.guest("a") as a, running.guest("b") as b:
-        exchange(a, b)
-        before = running.engine.config
-
-        def full(*_: object, **__: object) -> None:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-        for place in ("vmq.listener.socket.socket", "vmq.engine.vm.Port.open"):
-            third = running.vm("c", 3)
-            with monkeypatch.context() as patch:
-                patch.setattr(place, full)
-                with pytest.raises(HostError, match="open files") as refused:
-                    running.configure(a=running.vm("a", 1), b=running.vm("b", 2), c=third)
-            assert "open files" in refused.value.remedy
-            assert running.engine.config == before
-            exchange(a, b)
-    assert running.problems == []
-
-
-def test_a_socket_that_cannot_be_watched_is_not_left_behind(running: Running, monkeypatch):
-    """It listens already when the event loop refuses it: ENOSPC, fs.epoll.max_user_watches."""
-    before = open_files()
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr("vmq.vhost.port.Port._listen", refuse)
-        with pytest.raises(HostError, match="No space left"):
-            running.configure(a=running.vm("a", 1))
-    assert not Path(running.path("a")).exists()
-    assert open_files() == before
-    running.configure(a=running.vm("a", 1))
-
-
-def test_a_replay_begins_when_all_vms_of_its_configuration_have_their_filters(
-    running: Running, tmp_path: Path
-):
-    """A capture that is played once must not be over before."""
-    with CaptureWriter(str(tmp_path / "in.pcap")) as capture:
-        for number in range(100):
-            capture.write(frame(MACS[number % 2], MACS[5], number))
-    running.configure(
-        {"lan": Pcap(read=str(tmp_path / "in.pcap"))},
-        a=running.vm("a", 1, uplink="lan"),
-        b=running.vm("b", 2, uplink="lan"),
-    )
-    until(lambda: running.show("uplinks", "lan")["frames_from_wire"] == 100)
-    assert running.show("uplinks", "lan")["drops"] == {}
-    until(lambda: running.show("vms", "a")["drops"] == {"to_guest_not_running": 50})
-
-
 def test_a_paused_engine_takes_nothing_from_the_wire(running: Running):
     """Until its guests are there; then what the uplink makes is for its VMs in turn."""
     running.engine.paused = True
@@ -538,172 +303,7 @@ def test_a_paused_engine_takes_nothing_from_the_wire(running: Running):
         assert running.show("uplinks", "lan")["frames_from_wire"] == 8
 
 
-# --- properties -------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(configs(Path("/x")), configs(Path("/x")))
-def test_applying_a_plan_gives_the_sockets_and_filters_of_the_new_configuration(old: Config, new: Config):
-    """From `old`, and nothing else; back to nothing leaves nothing."""
-    with tempfile.TemporaryDirectory() as folder, Running(Path(folder)) as running:
-
-        def here(config: Config) -> Config:
-            vms = {
-                name: Vm(
-                    **{key: getattr(vm, key) for key in vm.__struct_fields__}
-                    | {"socket": folder + vm.socket[2:]}
-                )
-                for name, vm in config.vms.items()
-            }
-            return Config(uplinks=config.uplinks, vms=vms)
-
-        for config in (here(old), here(new), Config()):
-            running.do(running.engine.reconfigure, config)
-            expected = sorted(Path(vm.socket).name for vm in config.vms.values())
-            assert sorted(os.listdir(folder)) == expected
-            assert sorted(
-                (row["vm"], row["mac"], row["vlan"], row["uplink"])
-                for row in map(flat, running.show("filters"))
-            ) == sorted(
-                (name, mac, vm.vlan or 0, vm.uplink or "")
-                for name, vm in config.vms.items()
-                for mac in vm.mac
-            )
-            assert published_filters(running.engine) == {
-                (mac, vm.vlan or 0, vm.uplink, name) for name, vm in config.vms.items() for mac in vm.mac
-            }
-
-
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"vlan": row["vlan"] or 0, "uplink": row["uplink"] or ""}
-
-
-def published_filters(engine: Engine) -> set[tuple[str, int, str | None, str]]:
-    """What the kernels see."""
-    from vmq.jit import at
-
-    tables = at(int(engine.segment.engine["tables"]), 1, state.tables)[0]
-    rows = at(int(tables["buckets"]), int(tables["bucket_mask"]) + 1, state.bucket)
-    names = {vm.number: vm.name for vm in engine.vms.values()}
-    queues = at(int(tables["queues"]), int(tables["queue_count"]), state.queue)["vport"]
-    uplinks = {opened.number: name for name, opened in engine.uplinks.items()}
-    found = set()
-    for row in rows[rows["key"] >= 0]:
-        mac, vlan = int(row["key"]) & ((1 << 48) - 1), int(row["key"]) >> 48
-        if mac_text(mac) != BROADCAST:
-            found.add(
-                (mac_text(mac), vlan, uplinks.get(int(row["uplink"])), names[int(queues[int(row["value"])])])
-            )
-    return found
-
-
-# --- processors -------------------------------------------------------------------------------------------------
-
-
-@two_processors
-def test_vms_are_spread_and_talk_across_processors(tmp_path: Path):
-    """The one with the fewest VMs, unless it asks for another."""
-    with Running(tmp_path, tuple(TWO_CPUS)) as running:
-        running.configure(
-            a=running.vm("a", 1),
-            b=running.vm("b", 2),
-            c=running.vm("c", 3, processor=TWO_CPUS[0]),
-            d=running.vm("d", 4),
-        )
-        cpus = {row["name"]: row["processors"] for row in running.show("vms")}
-        assert cpus == {"a": [TWO_CPUS[1]], "b": [TWO_CPUS[0]], "c": [TWO_CPUS[0]], "d": [TWO_CPUS[1]]}
-        with running.guest("a") as a, running.guest("b") as b:
-            exchange(a, b, 10)
-
-
-@two_processors
-def test_a_vm_moves_to_another_processor_under_its_guest(tmp_path: Path):
-    """Reload with another `processor`: connection and rings stay, nobody serves a ring twice."""
-    with Running(tmp_path, tuple(TWO_CPUS)) as running:
-        b_config = running.vm("b", 2, processor=TWO_CPUS[0])
-        running.configure(a=running.vm("a", 1, processor=TWO_CPUS[0]), b=b_config)
-        with running.guest("a") as a, running.guest("b") as b:
-            session = running.engine.vms["a"].session
-            for number in (1, 0, 1):
-                running.configure(a=running.vm("a", 1, processor=TWO_CPUS[number]), b=b_config)
-                assert running.show("vms", "a")["processors"] == [TWO_CPUS[number]]
-                exchange(a, b)
-            assert running.engine.vms["a"].session is session
-        gone(running, "a", "b")
-
-
-@two_processors
-def test_a_vm_moves_with_the_processors_of_its_uplink(tmp_path: Path):
-    """The uplink stays open, the guest connected; a reload that fails half-way brings it back."""
-    with Running(tmp_path, tuple(TWO_CPUS)) as running:
-
-        def reload(number: int, **more: Any) -> None:
-            lan = Memory(count=0, processors=(TWO_CPUS[number],))
-            vms = {name: running.vm(name, place, uplink="lan") for place, name in enumerate("ab", 1)}
-            running.configure({"lan": lan}, **vms, **more)
-
-        def served() -> list[list[int]]:
-            return [running.show("vms", name)["processors"] for name in "ab"]
-
-        reload(0, x=running.vm("x", 3))
-        opened = running.engine.uplinks["lan"].uplink
-        with running.guest("a") as a, running.guest("b") as b:
-            for number in (1, 0):
-                reload(number, x=running.vm("x", 3))
-                assert served() == [[TWO_CPUS[number]]] * 2
-                exchange(a, b)
-            Path(running.path("c")).write_text("mine")
-            with pytest.raises(HostError):  # the address is x's, so c comes last, when a and b have moved
-                reload(1, c=running.vm("c", 3))
-            assert served() == [[TWO_CPUS[0]]] * 2
-            exchange(a, b)
-            reload(0)
-            assert running.engine.uplinks["lan"].uplink is opened
-            assert running.show("vms", "a")["connects"] == 1
-
-
-PLANS = {
-    "nothing said": "",
-    "a processor each": "[engine]\nprocessors = '2,4,6'",
-    "some bound": "[engine]\nprocessors = '2-7'\n[vm.d]\nmac = '52:54:00:00:00:0d'\nprocessor = 2",
-    "an uplink with few": "[engine]\nprocessors = '2,4,6'\n[uplink.lan]\nkind = 'memory'\ncount = 0\n"
-    "processors = '4'\n[vm.d]\nmac = '52:54:00:00:00:0d'\nuplink = 'lan'",
-    "named by uplinks and VMs": "[uplink.lan]\nkind = 'memory'\ncount = 0\nnuma_node = 0\nprocessors = '2-3'\n"
-    "[vm.d]\nmac = '52:54:00:00:00:0d'\nuplink = 'lan'\n[vm.e]\nmac = '52:54:00:00:00:0e'\nprocessor = 5",
-}
-
-
-@pytest.mark.parametrize("text", PLANS.values(), ids=list(PLANS))
-def test_vmq_plan_says_what_the_engine_then_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
-    """The same VMs and processors in the same words, on a host of four cores with two threads."""
-    files = host("0-7", "0-1", "2-3", "4-5", "6-7", nodes=("0-7",))
-    topology = read(root=record(tmp_path / "host", files))
-    for module_name in ("vmq.engine.changes", "vmq.daemon"):
-        monkeypatch.setattr(f"{module_name}.read", lambda _: topology)
-    monkeypatch.setattr("vmq.worker.os.sched_setaffinity", lambda *_: None)  # processors that are not here
-    vms = "".join(f"\n[vm.{name}]\nmac = '52:54:00:00:00:0{name}'" for name in "abc")
-    config = parse(text + vms, str(tmp_path / "vmq.toml"), topology.allowed)
-    config = msgspec.structs.replace(
-        config,
-        vms={
-            name: msgspec.structs.replace(vm, socket=str(tmp_path / f"{name}.sock"))
-            for name, vm in config.vms.items()
-        },
-    )
-
-    said = forecast(config, topology, plan(config, topology))
-
-    def make() -> Engine:
-        return Engine("vmq.toml", *choose_processors(config))
-
-    with Running(tmp_path, make=make) as running:
-        running.do(running.engine.reconfigure, config)
-        for what, keys in (
-            ("vms", ("name", "mac", "vlan", "uplink", "queue_pairs", "processors", "why")),
-            ("processors", ("cpu", "vms", "why")),
-        ):
-            rows = [{key: row[key] for key in keys} for row in running.show(what)]
-            assert rows == [{key: row[key] for key in keys} for row in said[what]]
+# --- the end ---------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_processor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

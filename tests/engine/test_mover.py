@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def both_ways(one: Guest, other: Guest, meanwhile: Callable[[int], None], turns:
         for turn in range(turns):
             before = sent[one]
             meanwhile(turn)
-            until(lambda before=before: sent[one] > before + 16, "frames")
+            while sent[one] <= before + 16:
+                time.sleep(0.0002)
+                assert talker.is_alive()
     finally:
         stop.set()
         talker.join(PATIENCE)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.engine.running import MACS, NO_FRAMES, PATIENCE, Running, exchange, frame, until
 from vmq.abi.ethernet import mac_number
-from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Contract
-from vmq.engine.queues import CONFIG, address_filter
+from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Contract
+from vmq.engine.queues import address_filter
 from vmq.errors import ApiError, ConfigError
 from vmq.filters import Field, FieldTest, Filter, Kind
 

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tests.engine.running import MACS, NO_FRAMES, Running, frame, until
+from tests.engine.running import MACS, NO_FRAMES, PATIENCE, Running, frame, until
 from vmq.abi.ethernet import mac_number, mac_text
 from vmq.dataplane import state
 from vmq.engine import vm as module
+from vmq.engine.queues import address_filter
 from vmq.engine.vm import Said, prefix_of
 from vmq.errors import ProtocolError
+from vmq.qmp import RxFilter
 
 FCOE = "0e:fc:00:00:00:00/24"
 
@@ -232,3 +236,57 @@ def test_rings_begin_where_front_end_and_guest_memory_say(running: Running, base
 def test_addresses_are_numbers_in_the_order_of_the_wire(running: Running):
     running.configure(a=running.vm("a", mac=(MACS[0], MACS[4])))
     assert [mac_text(mac) for mac in running.engine.vms["a"].macs] == [MACS[0], MACS[4]]
+
+
+def test_what_is_followed_is_a_filter_and_goes_with_the_front_end(running: Running, tmp_path: Path):
+    """A receive filter and a lawful source while the guest's device has it; learned and followed share a quota."""
+    running.configure(a=running.vm("a", qmp=str(tmp_path / "qmp"), learn_max=1), b=running.vm("b", 2))
+    vm, mac = running.engine.vms["a"], "0e:fc:00:00:00:07"
+    own = mac_number(MACS[0])
+    with running.guest("a") as a, running.guest("b") as b:
+        running.do(vm.following._answered, (RxFilter("net0", own, (mac_number(mac),)),))
+        a.send([frame(b.mac, mac)])
+        assert b.receive(1, PATIENCE) == [frame(b.mac, mac)]
+        b.send([frame(mac, b.mac)])
+        assert a.receive(1, PATIENCE) == [frame(mac, b.mac)]
+        assert [(row["mac"], row["source"]) for row in running.show("filters") if row["vm"] == "a"] == [
+            (MACS[0], "config"),
+            (mac, "followed"),
+        ]
+        assert running.do(vm.entry).learn_left == 0
+    until(lambda: vm.macs == (own,))
+    assert len(vm.filters) == 1
+
+
+def test_a_configured_address_is_followed_no_more_by_a_neighbour(running: Running, tmp_path: Path):
+    """The configuration goes before every guest's list, also while it is brought about."""
+    running.configure(a=running.vm("a", qmp=str(tmp_path / "qmp")))
+    vm = running.engine.vms["a"]
+    with running.guest("a"):
+        running.do(vm.following._answered, (RxFilter("net0", mac_number(MACS[0]), (mac_number(MACS[1]),)),))
+        assert running.show("vms", "a")["following"]["followed"] == [MACS[1]]
+        running.configure(a=vm.config, b=running.vm("b", 2))
+        assert vm.macs == (mac_number(MACS[0]),)
+        assert running.show("vms", "a")["following"]["refused"] == [{"mac": MACS[1], "why": "it is b's"}]
+
+
+def test_a_followed_address_that_quarrels_with_a_filter_of_the_api_is_refused(
+    running: Running, tmp_path: Path
+):
+    """Nothing of the attempt is left, and the other addresses of the list are followed."""
+    running.configure(a=running.vm("a", qmp=str(tmp_path / "qmp")))
+    vm, free, taken = running.engine.vms["a"], *map(mac_number, MACS[7:9])
+    contract, own = vm.home.contract, mac_number(MACS[0])
+    theirs = running.do(contract.allocate, "tool", {"name": "t", "vm": "a"})
+    theirs_filter = running.do(contract.set_filter, "tool", theirs, address_filter(taken, None))
+    with running.guest("a"):
+        before = len(running.do(contract.enum_filters, None, vm.queue_id))
+        running.do(vm.following._answered, (RxFilter("net0", own, (free,)),))
+        running.do(vm.following._answered, (RxFilter("net0", own, (free, taken)),))
+        assert running.show("vms", "a")["following"]["followed"] == [MACS[7]]
+        assert [one["mac"] for one in running.show("vms", "a")["following"]["refused"]] == [MACS[8]]
+        assert len(running.do(contract.enum_filters, None, vm.queue_id)) == before + 1 == len(vm.filters)
+
+        running.do(contract.clear_filter, "tool", theirs_filter)
+        running.do(vm.following._answered, (RxFilter("net0", own, (free, taken)),))
+        assert running.show("vms", "a")["following"]["followed"] == MACS[7:9]

@@ -10,6 +10,7 @@ from vmq.abi.layout import layout, u8, u32, u64
 
 SIOCETHTOOL = 0x8946
 ETHTOOL_GDRVINFO, ETHTOOL_GSTRINGS, ETHTOOL_GSSET_INFO, ETHTOOL_GFEATURES = 0x03, 0x1B, 0x37, 0x3A
+ETHTOOL_SFEATURES = 0x3B
 ETH_SS_FEATURES = 4
 ETH_GSTRING_LEN = 32
 FEATURES_MAX = 256  # far more than any kernel has
@@ -39,4 +40,11 @@ gfeatures = layout(
     ("cmd", u32),
     ("size", u32),
     ("features", feature_block, (FEATURES_MAX // 32,)),
+)
+set_block = layout(8, ("valid", u32), ("requested", u32))
+sfeatures = layout(
+    8 + FEATURES_MAX // 32 * 8,
+    ("cmd", u32),
+    ("size", u32),
+    ("features", set_block, (FEATURES_MAX // 32,)),
 )

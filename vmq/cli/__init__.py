@@ -4,11 +4,14 @@
     dispatch.py    words → verb → exit code; errors become one line on stderr
     grammar.py     the parser and what several verbs share
     run.py         run, demo            start something in this process
-    check.py       check, schema        the configuration, nothing started
+    check.py       check, schema        the configuration, nothing started; what it and the API look like
     plan.py        plan                 which processor each VM will get, nothing started
     events.py      events               what has happened in a running engine
     snippet.py     snippet              what QEMU or libvirt has to be told
     show.py        show                 a running engine, in tables or JSON
+    queues.py      queue                receive queues: list, allocate, complete, set, free
+    filters.py     filter               receive filters: list, set, clear, move
+    capabilities.py capabilities        what an uplink can do, and what of it is in force
     explain.py     explain              why a frame goes where it goes
     doctor.py      doctor               what is set up wrongly, the evidence and the fix
     completion.py  completion           for the shells

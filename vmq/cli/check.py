@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from vmq.config import Config
     from vmq.doctor import Report
 
-SCHEMAS = ("config",)
+SCHEMAS = ("config", "api")
 
 
 def add(verbs: Verbs) -> None:
     parser = add_verb(verbs, "check", check, "the configuration, judged, and nothing started")
     offer(parser.add_argument("file", metavar="FILE", help="the configuration"), FILES)
     add_json(parser)
-    parser = add_verb(verbs, "schema", schema, "the JSON Schema of the configuration, for editors")
+    parser = add_verb(verbs, "schema", schema, "the configuration or the API, described for machines")
     parser.add_argument("what", choices=SCHEMAS, type=shortened(SCHEMAS), help="one of %(choices)s")
 
 
@@ -43,8 +43,9 @@ def check(args: argparse.Namespace) -> int:
     report = planned(args.file, config)
     if args.json:
         print(json.dumps(to_builtins(config), indent=2))
-        if report.found:
-            records = [finding.record() for finding in report.found]
+        noted = (*report.found, *report.accepted)
+        if noted:
+            records = [finding.record() for finding in noted]
             print(json.dumps({"findings": records}, indent=2), file=sys.stderr)
     else:
         print("\n".join((*effective(args.file, config), *_remarks(report))))
@@ -62,18 +63,22 @@ def planned(name: str, config: Config) -> Report:
 
 def _remarks(report: Report) -> Iterator[str]:
     """Findings as comments."""
-    if report.found:
+    if report.found or report.accepted:
         yield ""
     for one in report.found:
         fix = f" Fix: {one.fix.command}" if one.fix else ""
         line = f"# {one.code} {one.severity}: {one.subject}: {one.title}. {one.why}{fix}"
         yield plain(line)
+    for one in report.accepted:
+        yield plain(f"# {one.code} accepted: {one.subject}: {one.title}.")
 
 
-def schema(_: argparse.Namespace) -> int:
-    from vmq.config import schema as of_config
-
-    print(json.dumps(of_config(), indent=2))
+def schema(args: argparse.Namespace) -> int:
+    if args.what == "api":
+        from vmq.control.schema import schema as described
+    else:
+        from vmq.config import schema as described
+    print(json.dumps(described(), indent=2))
     return 0
 
 
@@ -85,6 +90,7 @@ def effective(name: str, config: Config) -> Iterator[str]:
     for noun, tables in (("uplink", config.uplinks), ("vm", config.vms)):
         for key, record in tables.items():
             yield from _table(f"{noun}.{_key(key)}", record)
+    yield from _table("doctor", config.doctor)
 
 
 def _table(title: str, record: Any) -> Iterator[str]:

@@ -4,15 +4,19 @@ r"""Asking a running engine: one connection, one question, one answer.
     us   {"api": 1, "method": "show", "params": {"what": "vms"}}\n
     it   {"result": …}\n    or    {"error": {"status": …, "message": …, "remedy": …}}\n
 
+Only `follow` goes on: after the answer come events, a line each, for as long as there are some.
+
 The socket is a UNIX stream socket, and its permissions decide who may ask. What answers is trusted no further
 than its size: an answer is bounded, waited for a bounded time, and must have the shape above.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from vmq import API_SOCKET
@@ -27,10 +31,68 @@ ANSWER_MAX = 64 << 20
 def ask(path: str | None, method: str, **params: Any) -> Any:
     """The result of a method; parameters that are None are left out."""
     path = path or default_path()
-    given = {name: value for name, value in params.items() if value is not None}
-    question = json.dumps({"api": API, "method": method, "params": given}) + "\n"
+    with _reached(path), _connection(path) as connection, connection.makefile("rb") as answers:
+        connection.sendall(_question(method, params))
+        answer = answers.readline(ANSWER_MAX)
+    return _result(path, answer)
+
+
+def ask_rows(path: str | None, method: str, **params: Any) -> list[dict[str, Any]]:
+    """The result of a method that answers with records."""
+    rows = ask(path, method, **params)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise _strange(f"the answer to {method} is not a list of records")
+    return rows
+
+
+def ask_record(path: str | None, method: str, **params: Any) -> dict[str, Any]:
+    """The result of a method that answers with one record."""
+    record = ask(path, method, **params)
+    if not isinstance(record, dict):
+        raise _strange(f"the answer to {method} is not a record")
+    return record
+
+
+def follow(path: str | None, since: int) -> Iterator[dict[str, Any]]:
+    """What has happened after a number, and then what happens. Only an error ends it."""
+    path = path or default_path()
+    with _reached(path), _connection(path) as connection, connection.makefile("rb") as lines:
+        connection.sendall(_question("subscribe", {"since": since}))
+        _result(path, lines.readline(ANSWER_MAX))
+        connection.settimeout(None)
+        while line := lines.readline(ANSWER_MAX):
+            yield _event(line)
+    raise ApiError(
+        "UNAVAILABLE",
+        f"{path}: the engine has ended, or told more than was read",
+        "Follow again; --since NUMBER goes on after the last event that was seen",
+    )
+
+
+def _event(line: bytes) -> dict[str, Any]:
     try:
-        answer = _exchange(path, question.encode())
+        record = json.loads(line)["event"]
+        if isinstance(record["number"], int):
+            return dict(record)
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise _strange("what the engine tells is no event")
+
+
+def _strange(wrong: str) -> ApiError:
+    return ApiError("FAILURE", wrong, "Use the vmq of the engine's version")
+
+
+def _question(method: str, params: dict[str, Any]) -> bytes:
+    given = {name: value for name, value in params.items() if value is not None}
+    return json.dumps({"api": API, "method": method, "params": given}).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _reached(path: str) -> Iterator[None]:
+    """What the system says when there is no answer, in words."""
+    try:
+        yield
     except TimeoutError:
         raise ApiError(
             "TIMEOUT",
@@ -49,7 +111,6 @@ def ask(path: str | None, method: str, **params: Any) -> Any:
             f"{path}: no engine answers: {error.strerror or error}",
             f"Is one running? Start it: vmq run --config {CONFIG}; or name its socket: --api PATH",
         ) from None
-    return _result(path, answer)
 
 
 def default_path() -> str:
@@ -57,13 +118,12 @@ def default_path() -> str:
     return os.environ.get("VMQ_API") or API_SOCKET
 
 
-def _exchange(path: str, question: bytes) -> bytes:
+@contextlib.contextmanager
+def _connection(path: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(path)
-        connection.sendall(question)
-        with connection.makefile("rb") as answers:
-            return answers.readline(ANSWER_MAX)
+        yield connection
 
 
 def _result(path: str, line: bytes) -> Any:

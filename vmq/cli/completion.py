@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Completion for shells: a script with all words, made from the parser.
 
-The words in it are fixed when it is made; for the names of VMs it asks `vmq __complete vms`. It is made by
-shtab, which is needed here and nowhere else: a package ships the scripts, made at build time.
+The words in it are fixed when it is made; for the names of VMs and uplinks it asks `vmq __complete vms` and
+`vmq __complete uplinks`. It is made by shtab, which is needed here and nowhere else: a package ships the scripts, made at build time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
 def names(words: Sequence[str]) -> int:
     """Print the names of one noun, a line each. A shell has no place for errors: then nothing is printed."""
-    if list(words) != ["vms"]:
+    if list(words) not in (["vms"], ["uplinks"]):
         return 2
     try:
-        rows = ask(None, "show", what="vms")
+        rows = ask(None, "show", what=words[0])
     except VmqError:
         return 1
     for row in rows:

@@ -11,13 +11,27 @@ receive queues for a guest) and `reconnect` (an engine that was started again ta
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 
 from vmq import __version__
-from vmq.cli import check, completion, doctor, events, explain, plan, run, show, snippet
+from vmq.cli import (
+    capabilities,
+    check,
+    completion,
+    doctor,
+    events,
+    explain,
+    filters,
+    plan,
+    queues,
+    run,
+    show,
+    snippet,
+)
 from vmq.cli.grammar import Parser, expand
 from vmq.errors import ConfigErrors, VmqError
 
@@ -40,7 +54,9 @@ def build_parser() -> Parser:
         "--print-capabilities", action="store_true", help="what this vhost-user back-end can do, as JSON"
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (run, check, plan, show, events, explain, doctor, snippet, completion):
+    for group in (run, check, plan, show, queues, filters, capabilities, events, explain, doctor):
+        group.add(verbs)
+    for group in (snippet, completion):
         group.add(verbs)
     parser.set_defaults(verbs=verbs.choices)
     return parser
@@ -70,13 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     parser = build_parser()
-    verbs = parser.get_default("verbs")
-    if words:
-        words = [expand(words[0], verbs), *words[1:]]
-    args = parser.parse_args(words)
+    args = parser.parse_args(_expanded(parser, words))
     code: int = args.run(args)
     sys.stdout.flush()
     return code
+
+
+def _expanded(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The verb in full, and the verb below it, where there is one."""
+    verbs = parser.get_default("verbs")
+    if not verbs or not words:
+        return list(words)
+    verb = expand(words[0], verbs)
+    return [verb, *(_expanded(verbs[verb], words[1:]) if verb in verbs else words[1:])]
 
 
 def _report(error: VmqError, *, as_json: bool) -> None:

@@ -2,7 +2,8 @@
 """`vmq doctor`: what is set up so that it does nothing, or harm; the evidence, the fix, and how to undo it.
 
 Rules look at the host, at a configuration and at a running engine, and at as many of the three as there are. What is
-found stands first, the worst before the rest; then what could not be looked at, and why. Nothing is changed.
+found stands first, the worst before the rest; then what could not be looked at, and why. Nothing is changed, unless --fix
+or --undo says so (fix.py).
 
 Exit codes: 0 nothing that loses traffic was found, 1 it was, or a rule could not be run, 2 the request is wrong.
 """
@@ -45,6 +46,11 @@ def add(verbs: Verbs) -> None:
         help="domains to look at, as virsh dumpxml prints them",
     )
     offer(option, FILES)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--fix", action="store_true", help="show what would fix it, ask, and do it")
+    how.add_argument("--undo", action="store_true", help="take the last fix back")
+    parser.add_argument("--all", action="store_true", help="with --fix: also what is found, but not certain")
+    parser.add_argument("-y", "--yes", action="store_true", help="with --fix or --undo: without asking")
     add_api(parser)
     add_json(parser)
 
@@ -56,10 +62,20 @@ def run(args: argparse.Namespace) -> int:
         if code not in BY_CODE:
             known = f"{min(BY_CODE)} to {max(BY_CODE)}"
             raise ConfigError("vmq doctor", f"there is no rule {plain(code)}", f"Name one from {known}")
+    for option, given in (
+        ("--all", args.all and not args.fix),
+        ("--yes", args.yes and not (args.fix or args.undo)),
+    ):
+        if given:
+            raise ConfigError(f"vmq doctor {option}", "says nothing alone", "Add --fix")
     see = look(args)
     if args.vm is not None and args.vm not in {port.name for port in see.ports}:
         others = ", ".join(port.name for port in see.ports) or "none"
         raise ConfigError("vmq doctor --vm", f"there is no VM {plain(args.vm)}", f"Name one of: {others}")
+    if args.fix or args.undo:
+        from vmq.cli import fix
+
+        return fix.fix(args) if args.fix else fix.undo(args)
     report = examine(see, args.codes, args.vm)
     if args.json:
         print(json.dumps([finding.record() for finding in report.findings], indent=2))
@@ -75,14 +91,19 @@ def look(args: argparse.Namespace) -> Situation:
 
     domains = tuple(libvirt.load(path) for path in args.libvirt)
     config = _config(args.config)
-    api = args.api or (config.engine.api if config and not os.environ.get("VMQ_API") else None)
     return Situation(
         facts=Facts.read(ask=describe),
         config=config,
-        shown=_shown(api, must=args.api is not None),
+        shown=_shown(api_of(args, config), must=args.api is not None),
         domains=domains,
         where=args.config or CONFIG,
     )
+
+
+def api_of(args: argparse.Namespace, config: Config | None) -> str | None:
+    """The engine's socket: as named, else of the environment, else of the configuration."""
+    given: str | None = args.api
+    return given or (config.engine.api if config and not os.environ.get("VMQ_API") else None)
 
 
 def _config(path: str | None) -> Config | None:
@@ -130,6 +151,9 @@ def _lines(report: Report, *, every: bool) -> Iterator[str]:
             yield from ("", PLURAL[severity])
         for finding in group:
             yield from told(finding)
+    if report.accepted:
+        yield from ("", "accepted, by ignore of [doctor]")
+        yield from (f"{one.code}  {one.subject}: {one.title}" for one in report.accepted)
     for status, heading in (
         ("unknown", "not looked at"),
         ("not_applicable", "does not apply"),

@@ -2,7 +2,7 @@
 """`vmq events`: what has happened in a running engine, and with --follow what happens.
 
 A line an event: when, its number, what, and to whom. With --json a line is the engine's record as it is. An engine
-keeps the last thousand; who asks for more is told how many it has forgotten.
+keeps the last thousand; who asks for more is told how many it has forgotten. --follow is told, and does not ask.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vmq.cli.client import ask
+from vmq.cli.client import ask, follow
 from vmq.cli.grammar import Verbs, add_api, add_json, add_verb
 from vmq.errors import ApiError
-
-PAUSE = 0.25  # seconds between two questions of --follow
+from vmq.table import cell
 
 
 def add(verbs: Verbs) -> None:
@@ -35,14 +34,9 @@ def add(verbs: Verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    last = args.since
-    while True:
-        for record in _ask(args.api, last):
-            print(json.dumps(record) if args.json else line(record), flush=args.follow)
-            last = record["number"]
-        if not args.follow:
-            return 0
-        time.sleep(PAUSE)
+    for record in follow(args.api, args.since) if args.follow else _ask(args.api, args.since):
+        print(json.dumps(record) if args.json else line(record), flush=args.follow)
+    return 0
 
 
 def line(record: Mapping[str, Any]) -> str:
@@ -56,9 +50,18 @@ def _words(record: Mapping[str, Any]) -> str:
         return f"{record['vm']}: {record['before']} → {record['state']}"
     if record["event"] == "configured" and record["wrong"] is None:
         return f"{record['actions']} actions"
+    if record["event"] == "queue_lack" and record["what"] is None:
+        return f"{record['vm']}: it has a receive queue of its own"
+    if record["event"] in {"queue_state", "dma_stopped"}:
+        return (
+            f"{record.get('uplink') or 'no uplink'}: receive queue {record['queue']} of {record['owner']}: "
+            f"{record['state']} ({record['step']})"
+        )
     parts = [f"{record['vm']}: " if "vm" in record else ""]
     named = {
-        key: value for key, value in record.items() if key not in {"number", "time", "event", "vm"} and value
+        key: cell(value)
+        for key, value in record.items()
+        if key not in {"number", "time", "event", "vm", "capabilities"} and value
     }
     wrong, remedy = named.pop("what", named.pop("wrong", "")), named.pop("remedy", "")
     if wrong:

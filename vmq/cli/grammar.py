@@ -7,8 +7,8 @@ options may be, too; argparse does that itself.
 A mistake in the words is a ConfigError like one in a file, so it is printed like one: one line, with the
 remedy.
 
-`complete` on an argument tells shtab, at build time, what a shell offers there. The VMs' names come from
-`vmq __complete vms`.
+`complete` on an argument tells shtab, at build time, what a shell offers there. The names of VMs and uplinks come
+from `vmq __complete vms` and `vmq __complete uplinks`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,29 @@ from vmq.errors import ConfigError
 
 QEMU_IS = {"listen": "client", "connect": "server"}  # mode of a VM → libvirt's word for it
 CONFIG = "/etc/vmq/vmq.toml"
-ASK_VMS = "vmq __complete vms 2>/dev/null"
+OWNER = "cli"  # of receive queues and filters that commands set; they stay when a command has ended
+QUEUES = {"default": 0, "drop": 65535}  # receive queues that have a word
 FILES = {
     "bash": "_shtab_compgen_files",
     "zsh": "_files",
     "tcsh": "f",
     "fish": "(__fish_complete_path (commandline -ct))",
 }
-VMS = {
-    "bash": "_vmq_complete_vms",
-    "zsh": f"($({ASK_VMS}))",
-    "tcsh": f"`{ASK_VMS}`",
-    "fish": f"({ASK_VMS})",
-    "preamble": {"bash": f'_vmq_complete_vms() {{ compgen -W "$({ASK_VMS})" -- "$1"; }}'},
-}
+
+
+def _named(noun: str) -> dict[str, Any]:
+    """What a shell completes where the name of one of them stands."""
+    ask = f"vmq __complete {noun} 2>/dev/null"
+    return {
+        "bash": f"_vmq_complete_{noun}",
+        "zsh": f"($({ask}))",
+        "tcsh": f"`{ask}`",
+        "fish": f"({ask})",
+        "preamble": {"bash": f'_vmq_complete_{noun}() {{ compgen -W "$({ask})" -- "$1"; }}'},
+    }
+
+
+VMS, UPLINKS = _named("vms"), _named("uplinks")
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +67,34 @@ def add_verb(verbs: Verbs, name: str, run: Run, summary: str) -> Parser:
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_nest(verbs: Verbs, name: str, summary: str) -> Verbs:
+    """A verb that has verbs of its own."""
+    parser: Parser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    nested = parser.add_subparsers(metavar="VERB", required=True)
+    parser.set_defaults(verbs=nested.choices)
+    return nested
+
+
+def add_operation(nested: Verbs, name: str, run: Run, summary: str) -> Parser:
+    """A verb below a verb, for the receive queues and filters of one uplink."""
+    parser = add_verb(nested, name, run, summary)
+    add_uplink(parser)
+    add_api(parser)
+    add_json(parser)
+    return parser
+
+
+def add_uplink(parser: Parser) -> None:
+    option = parser.add_argument(
+        "--uplink", metavar="NAME", help='which uplink (default: the only one; "": VMs without)'
+    )
+    offer(option, UPLINKS)
+
+
+def add_owner(parser: Parser) -> None:
+    parser.add_argument("--owner", metavar="NAME", default=OWNER, help="in whose name (default: %(default)s)")
 
 
 def add_json(parser: Parser) -> None:
@@ -96,6 +133,16 @@ def shortened(words: Collection[str]) -> Callable[[str], str]:
         return expand(text, words)
 
     return word
+
+
+def receive_queue(text: str) -> int:
+    """The type of a receive queue: its id, or the word of one that is always there."""
+    word = expand(text, QUEUES)
+    if word not in QUEUES and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no receive queue: give its number, {' or '.join(QUEUES)}"
+        )
+    return QUEUES[word] if word in QUEUES else int(text)
 
 
 def seconds(text: str) -> float:

@@ -25,12 +25,13 @@ from vmq.table import Row, table, wants_colour
 COLUMNS = {
     "vms": "name state mac vlan uplink processors queues_running mtu frames_to_guest frames_from_guest "
     "socket drops",
-    "queues": "vm queue processor state frames_to_guest bytes_to_guest frames_from_guest bytes_from_guest "
+    "queues": "vm queue queue_id own life processor state frames_to_guest bytes_to_guest frames_from_guest bytes_from_guest "
     "indications frames_per_indication drops",
-    "filters": "mac vlan uplink vm queue source",
+    "filters": "mac vlan uplink vm queue source filter",
     "uplinks": "name kind device state mtu lanes membership frames_from_wire bytes_from_wire frames_to_wire "
     "bytes_to_wire drops",
     "misses": "kind mac vlan uplink vm count remedy",
+    "settings": "of name requested effective why",
     "processors": "cpu state thread vms queues bursts sleeps wakeups busy_ratio why",
 }
 CLEAR = "\x1b[H\x1b[2J"
@@ -89,12 +90,24 @@ def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def _following(row: Row) -> Iterator[str]:
+    """What became of the list that the guest gave its device."""
+    if row.get("followed"):
+        yield f"followed: {', '.join(row['followed'])}"
+    if row.get("refused"):
+        yield "refused: " + ", ".join(f"{one['mac']} ({one['why']})" for one in row["refused"])
+    for note in row.get("notes", ()):
+        yield f"note: {note['what']}. Remedy: {note['remedy']}"
+
+
 def _notes(row: Row) -> Iterator[str]:
     mode = row.get("mode")
     if mode in QEMU_IS and row.get("state") in {"listening", "connecting"}:
         yield f"mode: {mode} (QEMU is the {QEMU_IS[mode]})"
     if row.get("learned"):
         yield f"learned: {', '.join(map(str, row['learned']))}"
+    if isinstance(row.get("following"), dict):
+        yield from _following(row["following"])
     if row.get("spoofed_mac"):
         yield (
             f"spoofed_mac: it sends from {row['spoofed_mac']}, which is not its mac. "

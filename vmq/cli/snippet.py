@@ -72,6 +72,7 @@ def qemu(name: str, vm: Vm, queues: int, mtu: int | None, memory: str, *, tcg: b
     path = vm.socket.replace(",", ",,")  # QEMU's way to quote a comma
     side = "reconnect=1" if vm.mode == "listen" else "server=on"
     many = ",mq=on" if queues > 1 else ""
+    device = f",id={vm.qmp_nic}" if vm.qmp_nic else ""
     mtu_option = f",host_mtu={mtu}" if mtu else ""
     options = [
         f"-m {memory} -object memory-backend-memfd,id=vmqmem,size={memory},share=on",
@@ -79,10 +80,11 @@ def qemu(name: str, vm: Vm, queues: int, mtu: int | None, memory: str, *, tcg: b
         shlex.join(["-chardev", f"socket,id=vmq-{name},path={path},{side}"]),
         f"-netdev vhost-user,id=vmqn-{name},chardev=vmq-{name},queues={queues}",
         (
-            f"-device virtio-net-pci,netdev=vmqn-{name},mac={vm.mac[0]}{many},"
+            f"-device virtio-net-pci,netdev=vmqn-{name}{device},mac={vm.mac[0]}{many},"
             f"vectors={0 if tcg else 2 * queues + 2},"
             f"rx_queue_size={QUEUE_SIZE},tx_queue_size={QUEUE_SIZE}{mtu_option}"
         ),
+        *([shlex.join(["-qmp", _qmp(vm.qmp)])] if vm.qmp else ()),
     ]
     return "\n".join([*(f"# {line}" for line in _comments(name, vm, tcg=tcg)), " \\\n".join(options)])
 
@@ -110,6 +112,7 @@ def libvirt(name: str, vm: Vm, queues: int, mtu: int | None, memory: str, *, tcg
         f"  <alias name='{alias}'/>",
         "</interface>",
         *(_no_vectors(alias) if tcg else ()),
+        *(_qmp_elements(vm.qmp, vm.qmp_nic, alias) if vm.qmp else ()),
     ]
     return "\n".join(lines)
 
@@ -126,6 +129,8 @@ def _comments(name: str, vm: Vm, *, tcg: bool) -> list[str]:
         ),
         "Guest memory must be shared, or the socket connects and no frame moves.",
     ]
+    if vm.qmp:
+        lines.append("The QMP socket is for vmq alone: QEMU serves one client at a time.")
     if tcg:
         lines.append("No MSI-X vectors: QEMU 7.2 without KVM crashes with them. With KVM leave out --tcg.")
     return lines
@@ -141,6 +146,22 @@ def _no_vectors(alias: str) -> list[str]:
         "    </qemu:frontend>",
         "  </qemu:device>",
         "</qemu:override>",
+    ]
+
+
+def _qmp(path: str) -> str:
+    return f"unix:{path.replace(',', ',,')},server=on,wait=off"
+
+
+def _qmp_elements(path: str, device: str | None, alias: str) -> list[str]:
+    rename = f'<!-- libvirt gives the device an id of its own: set qmp_nic = "{alias}" -->'
+    return [
+        *([rename] if device not in {None, alias} else ()),
+        "<!-- On <domain>: xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' -->",
+        "<qemu:commandline>",
+        "  <qemu:arg value='-qmp'/>",
+        f"  <qemu:arg value='{html.escape(_qmp(path))}'/>",
+        "</qemu:commandline>",
     ]
 
 

@@ -221,6 +221,22 @@ class Vm(Record, frozen=True, kw_only=True):
             le=100,
         ),
     ] = 100
+    indications: Annotated[
+        int,
+        says(
+            "the most indications a second to the guest, a number from 0 to 1000000 (0: one a batch)",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 0
+    indication_frames: Annotated[
+        int,
+        says(
+            "the frames for which the guest is told before its time, a number from 0 to 1000000 (0: none)",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 0
     spoof_check: Annotated[bool, says("true or false: drop frames from an address that is not the VM's")] = (
         True
     )

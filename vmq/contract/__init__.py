@@ -17,11 +17,12 @@ from vmq.contract.budget import Budget, Grant
 from vmq.contract.capabilities import Capabilities, Property
 from vmq.contract.contract import Completion, Contract
 from vmq.contract.parameters import Moderation, Parameters
-from vmq.contract.registry import DEFAULT_QUEUE, DROP_QUEUE, Effects
+from vmq.contract.registry import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Effects
 from vmq.contract.status import COMPLETION_STATUSES, STATUSES, Operation
 
 __all__ = [
     "COMPLETION_STATUSES",
+    "CONFIG",
     "DEFAULT_QUEUE",
     "DROP_QUEUE",
     "STATUSES",

@@ -34,6 +34,7 @@ from vmq.filters import Filter
 from vmq.queues import NEXT, PUBLIC, SLOTS_MAX, Event, Public, Slots, State, step
 
 DEFAULT_QUEUE, DROP_QUEUE = 0, SLOTS_MAX - 1
+CONFIG = "config"  # the owner whose wishes stand in the configuration file
 
 
 class Effects(Protocol):
@@ -141,9 +142,8 @@ class Registry:
             return self.everybodys[name]
         queue = self.queues.find(name)
         if queue is None or not sees(asker, queue.owner):
-            raise refusal(
-                operation, f"receive queue {name!r:.80}: no such receive queue of yours", LIST_QUEUES
-            )
+            remedy = RELOAD if queue is not None and queue.owner == CONFIG else LIST_QUEUES
+            raise refusal(operation, f"receive queue {name!r:.80}: no such receive queue of yours", remedy)
         return queue
 
     def filter(self, operation: Operation, asker: str | None, name: int) -> Installed:
@@ -220,5 +220,6 @@ class Registry:
         self._events({"number": self.number, "event": kind, **what})
 
 
-LIST_QUEUES = "list them with vmq show queues"
-LIST_FILTERS = "list them with vmq show filters"
+RELOAD = "it is the configuration's: change that file, and let vmq run read it again: SIGHUP"
+LIST_QUEUES = "list them with vmq queue list"
+LIST_FILTERS = "list them with vmq filter list"

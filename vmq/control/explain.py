@@ -217,7 +217,7 @@ def _check_source(engine: Engine, vm: Vm, mac: int | None, decision: Decision) -
 
 def _may_learn(vm: Vm, mac: int) -> bool:
     within = any(mac & mask == value for mask, value in map(prefix_of, vm.config.learn))
-    return within and len(vm.learned) < vm.config.learn_max
+    return within and vm.room > 0
 
 
 def decide(engine: Engine, question: Question, vid: int, decision: Decision) -> None:
@@ -240,7 +240,8 @@ def decide(engine: Engine, question: Question, vid: int, decision: Decision) -> 
             decision.drop = "own_address"
             return
         if owner is not None:
-            kind = "configured" if question.mac in owner.macs[: len(owner.config.mac)] else "learned"
+            source = owner.source(question.mac)
+            kind = "configured" if source == "config" else source
             steps.append(f"{text} in {_segment(uplink, vid)} is a receive filter of VM {owner.name} ({kind})")
             decision.vms = [owner]
         else:

@@ -4,8 +4,11 @@
     {"api": 1, "method": "show", "params": {"what": "vms"}}   →   {"result": […]}
                                                               or   {"error": {"status": …, "message": …, "remedy": …}}
 
-Lines are bounded, so is the number of clients and their silence; a client that sends nonsense gets an error, one
-that reads nothing is dropped, and neither disturbs the data plane.
+After `subscribe` a connection is a stream: a line for each event, {"event": …}, and nothing is answered any more.
+
+Lines are bounded, so is the number of clients and their silence, unless an owner is bound to the connection or it is
+a stream; a client that sends nonsense gets an error, one that reads nothing is dropped, and neither disturbs the data
+plane. However a connection ends, what its session has to do then is done.
 """
 
 from __future__ import annotations
@@ -14,9 +17,13 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import msgspec
+
+from vmq.control.session import Session
+from vmq.control.stream import Overrun, Stream
 from vmq.errors import ApiError, VmqError
 from vmq.listener import Listener
 
@@ -27,13 +34,13 @@ IDLE_SECONDS = 60.0  # a client that asks nothing makes room for others
 DRAIN_SECONDS = 5.0  # one that does not read its answer
 LOG = logging.getLogger("vmq")
 
-Method = Callable[[dict[str, Any]], Any]
+Method = Callable[[Session, dict[str, Any]], Any]
 
 
 class Server:
     """Answers `methods` on the socket at `path`."""
 
-    def __init__(self, path: str, group: int, methods: dict[str, Method]) -> None:
+    def __init__(self, path: str, group: int, methods: Mapping[str, Method]) -> None:
         self.path, self.group, self.methods = path, group, methods
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
@@ -47,38 +54,44 @@ class Server:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._clients.add(task)
+        session = Session()
         try:
             if len(self._clients) > CLIENTS_MAX:
                 writer.write(_line(_error(ApiError("RESOURCES", f"more than {CLIENTS_MAX} clients"))))
             else:
-                await self._serve(reader, writer)
+                await self._serve(session, reader, writer)
             await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
             writer.close()
-        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+        except (ConnectionError, TimeoutError, Overrun, asyncio.CancelledError):
             pass  # it is gone, does not read, or has to go: `close` waits for that
         finally:
             if not writer.is_closing():
                 writer.transport.abort()
             self._clients.discard(task)
+            session.leaving.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Answer line after line."""
-        while True:
+        while session.stream is None:
+            patience = None if session.may_be_silent else IDLE_SECONDS
             try:
-                line = await asyncio.wait_for(reader.readline(), IDLE_SECONDS)
+                line = await asyncio.wait_for(reader.readline(), patience)
             except ValueError:
                 error = ApiError("INVALID_LENGTH", f"a request is a line of at most {LINE_MAX} bytes")
                 writer.write(_line(_error(error)))
                 return
             if not line:
                 return
-            writer.write(self.answer(line))
+            writer.write(self.answer(session, line))
             await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
+        await _tell(session.stream, reader, writer)
 
-    def answer(self, line: bytes) -> bytes:
+    def answer(self, session: Session, line: bytes) -> bytes:
         """The answer to one request, as a line; never raises."""
         try:
-            return _line({"result": self._result(line)})
+            return _line({"result": self._result(session, line)})
         except ApiError as error:
             return _line(_error(error))
         except VmqError as error:
@@ -87,21 +100,24 @@ class Server:
             LOG.exception("a request failed by a fault of vmq")
             return _line(_error(ApiError("FAILURE", "the engine failed to answer", "see its log")))
 
-    def _result(self, line: bytes) -> Any:
+    def _result(self, session: Session, line: bytes) -> Any:
         try:
-            request = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            request = msgspec.json.decode(line)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise ApiError("INVALID_PARAMETER", f"not JSON: {error}") from error
-        if not isinstance(request, dict) or request.get("api") != API:
-            raise ApiError("INVALID_PARAMETER", f"a request is an object with api {API}")
+        if not isinstance(request, dict):
+            raise ApiError("INVALID_PARAMETER", "a request is an object", "give api, method and params")
+        if request.get("api") != API or isinstance(request["api"], bool):
+            wrong = f"this engine speaks api {API}, and not {request.get('api')!r:.80}"
+            raise ApiError("INVALID_PARAMETER", wrong, f"give api {API}: `vmq schema api` describes it")
         method = self.methods.get(str(request.get("method")))
         if method is None:
             known = ", ".join(self.methods)
-            raise ApiError("NOT_SUPPORTED", f"no method {request.get('method')!r}", f"one of {known}")
+            raise ApiError("NOT_SUPPORTED", f"no method {request.get('method')!r:.80}", f"one of {known}")
         params = request.get("params", {})
         if not isinstance(params, dict):
             raise ApiError("INVALID_PARAMETER", "params is an object")
-        return method(params)
+        return method(session, params)
 
     async def close(self) -> None:
         """Close the socket and every client. It does not fail."""
@@ -113,6 +129,25 @@ class Server:
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def _tell(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send what happens, until the client has gone, or says something: it takes the stream for a conversation."""
+
+    def heard(reading: asyncio.Task[bytes]) -> None:
+        if not reading.cancelled() and reading.exception() is None and reading.result():
+            error = ApiError("INVALID_PARAMETER", "this connection is a stream", "ask on another connection")
+            writer.write(_line(_error(error)))
+        stream.end()
+
+    reading = asyncio.create_task(reader.read(1))
+    reading.add_done_callback(heard)
+    try:
+        while records := await stream.take():
+            writer.write(b"".join(_line({"event": record}) for record in records))
+            await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
+    finally:
+        reading.cancel()
 
 
 def _error(error: ApiError) -> dict[str, Any]:

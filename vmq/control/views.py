@@ -16,9 +16,12 @@ import numpy as np
 
 from vmq.abi import virtio
 from vmq.abi.ethernet import mac_text
+from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
 from vmq.control.misses import misses
+from vmq.control.settings import of_vm, settings
 from vmq.dataplane import state
 from vmq.engine.engine import Engine
+from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.errors import ApiError
 from vmq.vhost.message import MEMORY_REMEDY
@@ -55,6 +58,8 @@ def last_error(vm: Vm) -> Row | None:
     if vm.unseen:
         what = "guest memory is not shared: nothing that the guest's driver writes arrives in the file we were given"
         return {"what": what, "remedy": MEMORY_REMEDY}
+    if vm.following.trouble is not None:
+        return {"what": vm.following.trouble[0], "remedy": vm.following.trouble[1]}
     if vm.session.mtu > vm.mtu:
         what = f"the guest was told an MTU of {vm.session.mtu}, and the VM port's is {vm.mtu}: longer frames are dropped"
         remedy = f"QEMU: host_mtu={vm.mtu} on the device; or raise mtu of [vm.{vm.name}] and its uplink"
@@ -80,8 +85,11 @@ def vm_row(vm: Vm) -> Row:
         "mac": list(vm.config.mac),
         "vlan": vm.config.vlan,
         "learned": [mac_text(mac) for mac in vm.learned],
+        "following": vm.following.row(),
         "processors": [worker.cpu],
-        "why": vm.engine.places[vm.name].why,
+        "why": vm.engine.places[vm.name].why if vm.home.owns(vm) else f"default queue: {vm.lack}",
+        "own_queue": vm.home.owns(vm),
+        "settings": of_vm(vm),
         "queue_pairs": vm.config.queue_pairs,
         "queues_running": len(vm.running),
         "mtu": vm.mtu,
@@ -101,14 +109,25 @@ def vm_row(vm: Vm) -> Row:
 
 def queue_row(vm: Vm, index: int) -> Row:
     """One receive queue that the guest has set up."""
-    row = vm.queue_rows()[index]
+    row, entry = vm.queue_rows()[index], vm.queues[index]
+    number = vm.home.id_of(vm, index)
+    asked = vm.home.contract.queue_parameters(None, number) if number is not None else {}
     indications, frames = int(row["indications"]), int(row["frames_to_guest"])
     ring = vm.session.rings
     return {
         "vm": vm.name,
         "queue": index,
-        "processor": vm.engine.workers[vm.worker].cpu,
+        "processor": vm.engine.workers[entry.worker].cpu,
         "state": "running" if index in vm.running else "stopped",
+        "queue_id": number,
+        "owner": asked.get("owner"),
+        "life": asked.get("state"),
+        "own": not entry.shared,
+        "weight": asked["requested"]["weight"] if asked else None,
+        "why": asked.get("why", "no filter leads here: the guest may send on it"),
+        "requested": asked.get("requested", {}),
+        "effective": asked.get("effective", {}),
+        "difference": asked.get("difference", {}),
         "size_to_guest": ring[2 * index].size,
         "size_from_guest": ring[2 * index + 1].size,
         "frames_to_guest": frames,
@@ -120,6 +139,7 @@ def queue_row(vm: Vm, index: int) -> Row:
         "copies": int(row["account"]["copies"]),
         "indications": indications,
         "suppressed": int(row["suppressed"]),
+        "put_off": int(row["put_off"]),
         "calls_lost": int(row["call_lost"]),
         "frames_per_indication": _ratio(frames, indications),
         "batches": [int(count) for count in row["batches"]],
@@ -130,15 +150,39 @@ def queue_row(vm: Vm, index: int) -> Row:
 def filter_rows(engine: Engine) -> Iterable[Row]:
     """Every receive filter: which address in which VLAN leads to which receive queue."""
     for vm in engine.vms.values():
-        for place, mac in enumerate(vm.macs):
+        for mac in vm.macs:
             yield {
                 "mac": mac_text(mac),
                 "vlan": vm.config.vlan,
                 "uplink": vm.config.uplink,
                 "vm": vm.name,
                 "queue": 0,
-                "source": "config" if place < len(vm.config.mac) else "learned",
+                "source": vm.source(mac),
+                "filter": str(vm.filters[mac][1]) if mac in vm.filters else "",
+                "priority": 0,
+                "in_effect": True,
             }
+    for name, queues in engine.queues.items():
+        yield from _filters_of_owners(name, queues)
+
+
+def _filters_of_owners(uplink: str | None, queues: UplinkQueues) -> Iterable[Row]:
+    """Filters that nobody's configuration set."""
+    for number in (*queues.effects.bound, DEFAULT_QUEUE, DROP_QUEUE):
+        bound = queues.effects.bound.get(number)
+        for row in queues.contract.enum_filters(None, number):
+            if row["owner"] != CONFIG:
+                yield {
+                    "mac": None,
+                    "vlan": None,
+                    "uplink": uplink,
+                    "vm": bound.vm.name if bound else None,
+                    "queue": bound.pair if bound else {DEFAULT_QUEUE: "default", DROP_QUEUE: "drop"}[number],
+                    "source": row["owner"],
+                    "filter": row["text"],
+                    "priority": row["priority"],
+                    "in_effect": row["in_effect"],
+                }
 
 
 def uplink_row(engine: Engine, name: str) -> Row:
@@ -198,21 +242,13 @@ def show(engine: Engine, what: str) -> list[Row]:
         return [processor_row(engine, worker) for worker in engine.workers]
     if what == "misses":
         return misses(engine)
+    if what == "settings":
+        return settings(engine)
     raise ApiError(
         "NOT_FOUND",
         f"nothing called {what!r} to show",
-        "one of vms, queues, filters, uplinks, processors, misses",
+        "one of vms, queues, filters, uplinks, processors, misses, settings",
     )
-
-
-def events(engine: Engine, params: Row) -> list[Row]:
-    """What has happened since the record of a number; all that is kept, without one."""
-    since = params.get("since", 0)
-    if type(since) is not int:
-        raise ApiError(
-            "INVALID_PARAMETER", f"since: {since!r} is no number of an event", "give a whole number"
-        )
-    return engine.journal.since(since)
 
 
 def _set_up(vm: Vm) -> list[int]:

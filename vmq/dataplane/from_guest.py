@@ -29,6 +29,7 @@ from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr
 from vmq.dataplane.classify import lookup, mac_at, owner_of
 from vmq.dataplane.clock import now
 from vmq.dataplane.memory import drain
+from vmq.dataplane.observe import capture_all
 from vmq.dataplane.ports import report
 from vmq.dataplane.split import head_at, walk
 from vmq.dataplane.state import (
@@ -38,6 +39,7 @@ from vmq.dataplane.state import (
     EVENT_SPOOFED,
     FAULT_BASE,
     FRAMES,
+    FROM_GUEST,
     FROM_GUEST_OFFLOAD,
     FROM_GUEST_SHORT,
     FROM_GUEST_SOURCE,
@@ -176,6 +178,8 @@ def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int)
     row["tagged"] = 0
     row["source"] = number
     row["uplink"] = port["uplink"]
+    if w["captures"]:  # as it came: what is refused below is what somebody looks for
+        capture_all(w, int64(w["captures"]), row, 0, FROM_GUEST, int64(w["taken"]))
     outcome = into_segment(port, row)
     if outcome != ADMITTED:
         return outcome

@@ -69,20 +69,28 @@ def flatten(row: Any, pieces: Any, to: int) -> None:
 
 
 @kernel
-def push(address: int, row: Any, pieces: Any, number: int, generation: int) -> bool:
-    """Copy a frame into the ring at `address`, for receive queue `number`; False if there is no room."""
-    ring = at(address, 1, byte_ring)[0]
+def reserve(ring: Any, need: int) -> int:
+    """Where in the ring's bytes ever written a record of `need` bytes begins; NONE if there is no room."""
     size, head = int64(ring["size"]), int64(ring["head"])
-    need = (PARCEL + int64(row["length"]) + ALIGN - 1) & ~(ALIGN - 1)
     offset = head & (size - 1)
     skip = size - offset if size - offset < need else int64(0)
-    # us: read tail, then write over what was read | reader: reads the parcel, then writes tail.
+    # us: read tail, then write over what was read | reader: reads the record, then writes tail.
     if head + skip + need - int64(load_acquire(ring, "tail")) > size:
-        return False
+        return NONE
     if skip:
         at(ring["data"] + offset, 1, np.int64)[0] = -skip
-        offset = int64(0)
-    place = int64(ring["data"]) + offset
+    return head + skip
+
+
+@kernel
+def push(address: int, row: Any, pieces: Any, number: int, generation: int, taken: int) -> bool:
+    """Copy a frame into the ring at `address`, for receive queue `number`; False if there is no room."""
+    ring = at(address, 1, byte_ring)[0]
+    need = (PARCEL + int64(row["length"]) + ALIGN - 1) & ~(ALIGN - 1)
+    start = reserve(ring, need)
+    if start == NONE:
+        return False
+    place = int64(ring["data"]) + (start & (int64(ring["size"]) - 1))
     header = at(place, 1, parcel)[0]
     header["size"] = need
     header["length"] = row["length"]
@@ -93,9 +101,10 @@ def push(address: int, row: Any, pieces: Any, number: int, generation: int) -> b
     header["generation"] = generation
     header["source"] = row["source"]
     header["uplink"] = row["uplink"]
+    header["taken"] = taken
     flatten(row, pieces, place + PARCEL)
     # us: parcel, then head | reader: head, then parcel.
-    store_release(ring, "head", head + skip + need)
+    store_release(ring, "head", start + need)
     return True
 
 
@@ -130,7 +139,7 @@ def hand_over(t: Any, w: Any, number: int, hold: int) -> None:
     index = int64(lists[number]["first"])
     while index != NONE:
         one = frames[deliveries[index]["frame"]]
-        if push(ring, one, pieces, number, generation):
+        if push(ring, one, pieces, number, generation, int64(w["taken"])):
             lists[number]["held"] += int64(owner == w["index"])
         elif hold:
             break
@@ -197,6 +206,7 @@ def accept_parcels(t: Any, w: Any, address: int, sender: int) -> int:
     frames = at(w["frames"], FRAMES, frame)
     shared = at(w["engine"], 1, engine)[0]
     w["parked"] = 0
+    w["taken"] = NONE
     while tail < head and w["frame_count"] < t["frame_limit"]:
         place = int64(ring["data"]) + (tail & (size - 1))
         skip = int64(at(place, 1, np.int64)[0])

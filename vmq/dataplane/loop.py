@@ -21,6 +21,7 @@ from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import accept_parcels, direct, hand_over, keep_parcels, parcels_waiting, ring_of
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.moderate import remind
+from vmq.dataplane.observe import captures_of
 from vmq.dataplane.ports import call, fault
 from vmq.dataplane.replay import keep_backlog, paced, replay_backlog, until_due
 from vmq.dataplane.split import ask_for_kicks, available, give_back, head_at, publish, refuse_kicks
@@ -42,6 +43,7 @@ from vmq.dataplane.state import (
     QUEUE_ACCOUNT,
     QUEUE_STATE,
     READY,
+    RING_OBSERVED,
     byte_ring,
     engine,
     frame,
@@ -88,6 +90,7 @@ def begin(w: Any) -> None:
     w["outgoing_count"] = 0
     w["arena_used"] = 0
     w["broken"] = NO_FAULT
+    w["taken"] = now(w) if load_once(at(w["engine"], 1, engine)[0], "measured") else int64(0)
 
 
 @kernel
@@ -201,6 +204,7 @@ def guest_round(t: Any, w: Any, number: int) -> int:
     books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
     ready = min(ready, BURST, int64(t["frame_limit"]))
     begin(w)
+    w["captures"] = captures_of(w, number) if vq["features"] & RING_OBSERVED else int64(0)
     if vq["enabled"]:
         taken = collect(t, w, owner, port, vq, ring, books, ready)
         forward(t, w, number, port)

@@ -165,7 +165,7 @@ def replay_transmit(w: Any, lane: Any, state: Any) -> None:
     outgoing = at(w["outgoing"], FRAMES, np.int64)
     for index in range(w["outgoing_count"]):
         row = frames[outgoing[index]]
-        if lane["sink"] and not push(lane["sink"], row, pieces, NONE, 0):
+        if lane["sink"] and not push(lane["sink"], row, pieces, NONE, 0, 0):
             state["to_wire_drops"][TO_WIRE_FULL] += 1
             continue
         state["frames_to_wire"] += 1

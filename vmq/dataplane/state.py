@@ -39,6 +39,8 @@ GAP_PARTS = 64  # a nanosecond of paced replay has so many parts
 STRANGERS = 16  # addresses without a filter that a worker keeps count of
 READY = 64  # descriptors one wait may report
 BATCH_BINS = 8  # 1, 2-3, 4-7, … frames an indication
+# Time from taken to shown: the first bin is below 2^9 ns, the next below 2^10, …, the last is 2^31 ns and more.
+LATENCY_BINS, LATENCY_SHIFT = 24, 8
 
 MAX_WORKERS = 64
 MAX_VPORTS = 2048
@@ -146,6 +148,13 @@ TO_DROP_QUEUE, TO_DEFAULT_QUEUE = -2, -3
 
 # --- features of a virtqueue that a kernel asks for ---
 RING_EVENT_IDX, RING_INDIRECT, RING_MERGEABLE = 1, 2, 4
+RING_OBSERVED = 8  # not of the driver: its frames are captured or measured (observe.py)
+
+# --- directions, as bits of what is captured ---
+TO_GUEST, FROM_GUEST = 1, 2
+
+# --- what became of a delivery in its round; until then 0 ---
+DONE, DONE_DROPPED = 1, 2
 
 # ------------------------------------------------------------------------------------------------------------
 # Version rows: written by control before publication, never after.
@@ -278,6 +287,8 @@ engine = rows(  # control, before the first worker starts; `tables` and `stop` l
     ("port_state", i64),
     ("misses", i64),  # near_miss rows, worker after worker
     ("strangers", i64),  # stranger rows, worker after worker
+    ("watches", i64), ("latencies", i64),  # `watch` and `latency` rows
+    ("measured", i64),  # 1: some receive queue is measured, so every round notes when it began
     ("rings", i64),  # i64 addresses of hand-over rings: handover.ring_of
     ("mappings", i64),  # `mapping` rows of all guest memory, for the SIGBUS handler
 )
@@ -303,6 +314,8 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("steps_left", i64),  # of STEPS
     ("broken", i64),  # fault found in this round, NO_FAULT without
     ("parked", i64),  # parcels passed over in this round: their receive queue is on its way here
+    ("taken", i64),  # when the frames of this round were, ns; 0: nobody asks; NONE: their parcels say it
+    ("captures", i64),  # of the receive queue whose guest sends in this round: the first `capture`; 0 without
 )  # fmt: skip
 
 # What became of the frames of one source: frames in = forwarded + drops, the handover_* drops apart. Those are of
@@ -328,6 +341,26 @@ ring_state = rows(  # the worker while the virtqueue runs, control otherwise
     ("owed", i64),
     ("indicated", i64),  # moderation: frames that wait for an indication; when the last one was, ns
 )
+
+watch = rows(  # control; looked at where a version shows RING_OBSERVED
+    ("captures", i64),  # address of the first `capture`; 0: none. One that is taken out is freed an epoch later
+    ("measured", i64),
+)  # fmt: skip
+capture = layout(  # control, before it is linked; `next` later
+    48,
+    ("next", i64),
+    ("ring", i64),  # byte ring of one receive queue: `packet_record` rows
+    ("snaplen", i64),  # bytes of a frame that are kept
+    ("directions", i64),
+    ("interface", i64),  # its number in the capture file
+    ("offset", i64),  # CLOCK_REALTIME - CLOCK_MONOTONIC when it began, ns
+)  # fmt: skip
+packet_record = layout(16, ("size", i64), ("length", i64))  # size as in `parcel`; bytes of the block behind it
+latency = rows(  # the worker of the queue
+    ("unstamped", i64),  # frames that were taken before anybody asked
+    ("total", i64),  # ns
+    ("bins", i64, (LATENCY_BINS,)),
+)  # fmt: skip
 
 port_state = rows(  # any worker that serves the port; control clears
     ("fault", i64),
@@ -384,7 +417,7 @@ frame = layout(
 )
 
 piece = layout(16, ("address", i64), ("length", i64))
-delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue
+delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue; DONE
 # `held`: of the frames that this worker handed to itself, those that it has not delivered yet; not of one round.
 todo = layout(16, ("first", i32), ("last", i32), ("count", i32), ("held", i32))
 claim = layout(16, ("head", i64), ("length", i64))
@@ -392,18 +425,19 @@ claim = layout(16, ("head", i64), ("length", i64))
 # A byte ring (handover.py): one writer, one reader, their indices on lines of their own.
 byte_ring = layout(
     192,
-    ("head", i64), ("writer_pad", u8, (56,)),  # bytes ever written: the writer
+    ("head", i64), ("kept", i64), ("lost", i64), ("writer_pad", u8, (40,)),  # bytes ever written; a capture's frames: the writer
     ("tail", i64), ("reader_pad", u8, (56,)),  # bytes ever read: the reader
     ("size", i64), ("data", i64), ("rest", u8, (48,)),
 )  # fmt: skip
 parcel = layout(
-    48,
+    64,
     ("size", i64),  # of the whole record, a multiple of 16; negative: skip to the start of the ring
     ("length", i64),  # of the frame behind this header
     ("vid", i64),
     ("tci", i32), ("tagged", i32),
     ("queue", i32), ("generation", i32),  # queue NONE: passed over
     ("source", i32), ("uplink", i32),
+    ("taken", i64), ("spare", i64),  # w["taken"] of its round
 )  # fmt: skip
 
 # Where the account of a source lies: in the row of its receive queue or lane.

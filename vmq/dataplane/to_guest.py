@@ -20,8 +20,10 @@ import numpy as np
 
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
 from vmq.abi.virtio import net_hdr
+from vmq.dataplane.clock import now
 from vmq.dataplane.memory import pour
 from vmq.dataplane.moderate import indicate
+from vmq.dataplane.observe import observe
 from vmq.dataplane.ports import fault
 from vmq.dataplane.split import (
     available,
@@ -36,12 +38,15 @@ from vmq.dataplane.split import (
 from vmq.dataplane.state import (
     CLAIMS,
     DELIVERIES,
+    DONE,
+    DONE_DROPPED,
     FAULT_BASE,
     FRAMES,
     MAX_QUEUES,
     NONE,
     PIECES,
     RING_MERGEABLE,
+    RING_OBSERVED,
     STEPS,
     TO_GUEST_BAD_BUFFER,
     TO_GUEST_NO_BUFFER,
@@ -209,11 +214,15 @@ def deliver(t: Any, w: Any, number: int, hold: int) -> None:
         if outcome == DELIVERED:
             batch += 1
             books["bytes_to_guest"] += one["length"]
+            deliveries[index]["done"] = DONE
         else:
             books["to_guest_drops"][-1 - outcome] += 1
-        deliveries[index]["done"] = 1
+            deliveries[index]["done"] = DONE_DROPPED
         index = int64(deliveries[index]["next"])
     books["frames_to_guest"] += batch
     if running:
         wanted = publish(vq, ring)
+        shown = now(w) if vq["features"] & RING_OBSERVED else int64(0)
         indicate(w, row, vq, ring, books, batch, wanted)
+        if shown:
+            observe(t, w, number, shown)

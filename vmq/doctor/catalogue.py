@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
-from vmq.doctor import rules_filters, rules_guests, rules_processors, rules_queues, rules_teams
+from vmq.doctor import rules_filters, rules_guests, rules_processors, rules_queues, rules_scarce, rules_teams
 from vmq.doctor.finding import Evidence, Finding, Outcome, Severity, clear, not_applicable, unknown
 from vmq.doctor.situation import Rule, Situation
 
@@ -41,7 +41,13 @@ class Report:
 
     @property
     def found(self) -> tuple[Finding, ...]:
-        return tuple(one for one in self.findings if one.status == "found")
+        """What is wrong and not accepted."""
+        return tuple(one for one in self.findings if one.status == "found" and not one.accepted)
+
+    @property
+    def accepted(self) -> tuple[Finding, ...]:
+        """What is there, and may stay: `ignore` of [doctor]."""
+        return tuple(one for one in self.findings if one.accepted)
 
     @property
     def wrong(self) -> bool:
@@ -63,16 +69,11 @@ def never(why: str) -> Rule:
     return partial(_says, not_applicable(why))
 
 
-_DRIVERS = (
-    "no driver of Linux is known to be bad here; and the probe needs a count, per uplink, of frames to the address of a "
-    "filter whose queue gets none"
-)
-_WEIGHT = (
-    "no VM can be left without a receive queue in this version: there is no weight, and no queue is scarce"
-)
-_STALE = "no id of a queue or buffer leaves the engine: buffers are given back in the round in which they were taken"
 _TABLE = "a VM has one active receive queue in this version, so there is no indirection table to be uneven"
-_MEASURE = "needs a measurement with and without, which this version does not make"
+_MEASURE = (
+    "which number of receive queues is fastest shows in a measurement with each, under the guest's own load; no counter "
+    "says it afterwards, and only the guest can change it: ethtool -L DEVICE combined N"
+)
 _DRIVER_VERSION = "placement switched, the only one of this version, asks nothing of a driver: a newer one would allow no more"
 
 CATALOGUE = (
@@ -88,14 +89,15 @@ CATALOGUE = (
           "KB2974384", rules_processors.on_siblings),
     Entry("D06", "Asked for, and not in effect", "plan live", "note",
           "Windows Server: plan the use of vRSS", rules_queues.not_in_effect),
-    Entry("D07", "A NIC driver known to be bad", "plan probe", "error", "KB2986895", blind(_DRIVERS)),
+    Entry("D07", "A NIC driver known to be bad", "live", "error", "KB2986895", rules_scarce.swallowed),
     Entry("D08", "More virtual NICs than receive queues", "plan live", "warning",
-          "KB3001783", rules_queues.too_many),
+          "KB3001783", rules_scarce.too_many),
     Entry("D09", "The host refuses what vmq asks of it", "live", "error",
           "KB3001783", rules_queues.refused),
     Entry("D10", "A busy VM was left without a receive queue", "live", "warning",
-          "PowerShell: Set-VMNetworkAdapter", never(_WEIGHT)),
-    Entry("D11", "Idle VMs hold receive queues", "live", "warning", "KB3001783", never(_WEIGHT)),
+          "PowerShell: Set-VMNetworkAdapter", rules_scarce.left_without),
+    Entry("D11", "Idle VMs hold receive queues", "live", "warning", "KB3001783",
+          rules_scarce.held_idle),
     Entry("D12", "A filter waits in the wrong VLAN", "plan live", "error",
           "Windows drivers: setting a VMQ filter", rules_filters.wrong_vlan),
     Entry("D13", "The NIC does not take VLAN tags off", "plan", "warning",
@@ -105,7 +107,8 @@ CATALOGUE = (
     Entry("D15", "Two VMs with one MAC address", "plan live", "error", "KB968703", rules_filters.duplicates),
     Entry("D16", "The filter has an address that the guest no longer has", "plan live", "error",
           "confusedamused.com", rules_filters.stale_filter),
-    Entry("D17", "A buffer is given back under a stale queue id", "live", "note", "KB2887595", never(_STALE)),
+    Entry("D17", "A buffer is given back under a stale queue id", "live", "note", "KB2887595",
+          rules_scarce.stale_ids),
     Entry("D18", "Offloads are lost on the way to the guest", "plan live", "warning",
           "Windows Server: RSC in the vSwitch", rules_guests.unmerged),
     Entry("D19", "One processor is saturated by a VM with one receive queue", "live", "warning",
@@ -136,8 +139,8 @@ CATALOGUE = (
           "Performance tuning, Windows Server 2012 R2: MAC spoofing", rules_filters.second_address),
     Entry("D33", "A policy that looks at every frame costs the fast way", "plan", "note",
           "by analogy with SR-IOV", rules_queues.inspected),
-    Entry("D34", '"Disable VMQ", said without a measurement', "prove", "note",
-          "public scripts", blind(_MEASURE)),
+    Entry("D34", '"Disable VMQ", said without a measurement', "plan prove", "note",
+          "public scripts", rules_scarce.disabled),
 )  # fmt: skip
 BY_CODE = {entry.code: entry for entry in CATALOGUE}
 UNRUNNABLE = (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -155,7 +158,8 @@ def examine(see: Situation, codes: Collection[str] = (), vm: str | None = None, 
         except UNRUNNABLE as problem:
             failed.append(entry.code)
             outcomes = [unknown(f"the rule could not be run: {type(problem).__name__}: {problem}")]
-        findings += [_finding(entry, said) for said in _about(see, outcomes, vm)]
+        ignored = entry.code in see.limits.ignore
+        findings += [_finding(entry, said, ignored=ignored) for said in _about(see, outcomes, vm)]
     return Report(tuple(findings), tuple(failed))
 
 
@@ -171,7 +175,7 @@ def _about(see: Situation, outcomes: list[Outcome], vm: str | None) -> list[Outc
     return kept or [clear(Evidence("what was found", f"concerns other VMs: {len(outcomes)}"))]
 
 
-def _finding(entry: Entry, said: Outcome) -> Finding:
+def _finding(entry: Entry, said: Outcome, *, ignored: bool) -> Finding:
     return Finding(
         code=entry.code,
         title=entry.title,
@@ -184,4 +188,5 @@ def _finding(entry: Entry, said: Outcome) -> Finding:
         fix=said.fix,
         undo=said.undo,
         source=entry.source,
+        accepted=ignored and said.status == "found",
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device's driver says: its name and version, and which offloads are on.
+"""What a device's driver says: its name and version, and which offloads are on; and one of them switched.
 
 The kernel keeps this out of sysfs. It is asked by ioctl, as `ethtool -i` and `ethtool -k` do; asking needs no right and
-changes nothing. A device that does not answer has no record: whoever needs one says "unknown".
+changes nothing. A device that does not answer has no record: whoever needs one says "unknown". `switch` is `ethtool -K`:
+a driver may take the order and not follow it, so what is on is read again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vmq.abi import ethtool as et
+from vmq.errors import HostError
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,43 @@ def describe(device: str) -> Driver | None:
     return Driver(name, version, firmware, features)
 
 
+def switch(device: str, feature: str, *, on: bool) -> None:
+    """Switch a feature on or off; HostError if the kernel refuses, or it stays as it was."""
+    where, word = f"ethtool -K {device} {feature}", "on" if on else "off"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
+        try:
+            names = _names(asked, device)
+            if feature not in names:
+                raise HostError(where, "the kernel has no such feature", f"ethtool -k {device} lists them")
+            place, mask = divmod(names.index(feature), 32)
+            order = np.zeros(1, et.sfeatures)
+            order["size"] = (len(names) + 31) // 32
+            order["features"][0][place] = (1 << mask, on << mask)
+            _ask(asked, device, order, et.ETHTOOL_SFEATURES)
+            stands = _features(asked, device)[feature]
+        except OSError as error:
+            raise HostError(where, f"{word}: {error.strerror}", "It takes CAP_NET_ADMIN") from None
+    if stands is not on:
+        raise HostError(where, f"the driver did not switch it {word}", f"ethtool -k {device} says [fixed]")
+
+
 def _features(asked: socket.socket, device: str) -> dict[str, bool]:
+    names = _names(asked, device)
+    question = np.zeros(1, et.gfeatures)
+    question["size"] = (len(names) + 31) // 32
+    blocks = _ask(asked, device, question, et.ETHTOOL_GFEATURES)[0]["features"]["active"]
+    return {name: bool(int(blocks[bit // 32]) >> bit % 32 & 1) for bit, name in enumerate(names)}
+
+
+def _names(asked: socket.socket, device: str) -> list[str]:
+    """Features, in the order of their bits."""
     question = np.zeros(1, et.sset_info)
     question["sset_mask"] = 1 << et.ETH_SS_FEATURES
     count = min(int(_ask(asked, device, question, et.ETHTOOL_GSSET_INFO)[0]["data"]), et.FEATURES_MAX)
     words = np.zeros(1, et.gstrings)
     words["string_set"], words["len"] = et.ETH_SS_FEATURES, count
-    names = _ask(asked, device, words, et.ETHTOOL_GSTRINGS)[0]["data"]
-    question = np.zeros(1, et.gfeatures)
-    question["size"] = (count + 31) // 32
-    blocks = _ask(asked, device, question, et.ETHTOOL_GFEATURES)[0]["features"]["active"]
-    return {
-        bytes(names[bit]).decode(errors="replace"): bool(int(blocks[bit // 32]) >> bit % 32 & 1)
-        for bit in range(count)
-    }
+    said = _ask(asked, device, words, et.ETHTOOL_GSTRINGS)[0]["data"]
+    return [bytes(said[bit]).decode(errors="replace") for bit in range(count)]
 
 
 def _ask(asked: socket.socket, device: str, body: Any, command: int) -> Any:

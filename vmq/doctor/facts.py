@@ -41,7 +41,14 @@ class Cpu:
     siblings: tuple[int, ...]  # logical processors of its core, itself among them
     node: int | None = None
     governor: str | None = None  # None: the host hides it
-    wake_us: int | None = None  # of the deepest sleep state that is allowed; None: hidden
+    sleeps: tuple[
+        tuple[int, int], ...
+    ] = ()  # sleep states that are allowed: number, µs to wake; none: hidden
+
+    @property
+    def wake_us(self) -> int | None:
+        """Of the deepest sleep state that is allowed."""
+        return max((delay for _, delay in self.sleeps), default=None)
 
 
 @dataclass(frozen=True)
@@ -145,13 +152,13 @@ def _allowed(topology: Topology | None) -> Topology | None:
 def _cpu(system: Path, number: int, topology: Topology) -> Cpu:
     place = system / f"cpu{number}"
     states = [state for state in place.glob("cpuidle/state*") if text(state / "disable") != "1"]
-    latencies = [delay for state in states if (delay := _number(state / "latency")) is not None]
+    sleeps = [(state.name, delay) for state in states if (delay := _number(state / "latency")) is not None]
     return Cpu(
         number=number,
         siblings=topology.core(number),
         node=topology.nodes.get(number),
         governor=text(place / "cpufreq/scaling_governor"),
-        wake_us=max(latencies, default=None),
+        sleeps=tuple(sorted((int(name[5:]), delay) for name, delay in sleeps if name[5:].isdecimal())),
     )
 
 

@@ -7,17 +7,23 @@
              Finding
 
 A rule that cannot see says unknown, never clear. What is found has evidence, a reason and a fix; what is clear says in
-its evidence what was looked at; the other two say in `why` what was missing.
+its evidence what was looked at; the other two say in `why` what was missing. A fix that the machine can carry out has
+its steps (steps.py) beside the words.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
+
+from msgspec import json
+
+from vmq.doctor.steps import Step
 
 Status = Literal["found", "clear", "unknown", "not_applicable"]
 Severity = Literal["error", "warning", "note"]
 Confidence = Literal["certain", "likely", "possible"]
+RELOAD = "nothing: on SIGHUP vmq run reads its file again"  # restart of what a running engine takes
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -35,6 +41,7 @@ class Fix(NamedTuple):
     command: str
     restart: str = ""
     disturbs: str = ""
+    steps: tuple[Step, ...] = ()  # the same for the machine; none: by hand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +74,15 @@ class Finding:
     fix: Fix | None
     undo: str
     source: str
+    accepted: bool = False  # the configuration says that it may stay
 
     def record(self) -> dict[str, Any]:
         """The same words, for JSON."""
+        steps = json.decode(json.encode(self.fix.steps)) if self.fix else []
         return {
-            **asdict(self),
+            **{one.name: getattr(self, one.name) for one in fields(self)},
             "evidence": [entry._asdict() for entry in self.evidence],
-            "fix": self.fix._asdict() if self.fix else None,
+            "fix": {**self.fix._asdict(), "steps": steps} if self.fix else None,
         }
 
 
@@ -114,6 +123,11 @@ def unknown(why: str, subject: str = "", *seen: Evidence, vms: tuple[str, ...] =
 def not_applicable(why: str) -> Outcome:
     """The mistake cannot be made here, and why."""
     return Outcome(status="not_applicable", why=why)
+
+
+def sentence(phrase: str) -> str:
+    """Words that others put behind a colon, as a reason of their own."""
+    return f"{phrase[0].upper()}{phrase[1:]}."
 
 
 def settled(outcomes: list[Outcome], *looked: Evidence) -> list[Outcome]:

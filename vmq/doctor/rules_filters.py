@@ -19,10 +19,11 @@ import json
 from collections.abc import Iterator
 from itertools import combinations
 
-from vmq.doctor.finding import Evidence, Fix, Outcome, clear, found, not_applicable, settled, unknown
+from vmq.doctor.facts import Link
+from vmq.doctor.finding import RELOAD, Evidence, Fix, Outcome, clear, found, not_applicable, settled, unknown
 from vmq.doctor.situation import PortView, Row, Situation, UplinkView, ports_on
+from vmq.doctor.steps import Command, Feature, edit, words
 
-RELOAD = "nothing: on SIGHUP vmq run reads its file again"
 MISSES = "vmq show misses"
 NO_ENGINE = "no engine runs, or it does not tell near misses"
 
@@ -103,6 +104,7 @@ def _seen_elsewhere(see: Situation, row: Row) -> Outcome:
             f"{ours} of {see.where}; or send {f'in VLAN {own}' if own else 'untagged'}",
             RELOAD,
             "that VM only",
+            (edit(f"vm.{vm}", vlan=vlan or None),),
         ),
         undo=f"vlan = {own} in [vm.{vm}]" if own else f"leave vlan out of [vm.{vm}]",
     )
@@ -130,7 +132,10 @@ def _taken_off(see: Situation, uplink: UplinkView, tagged: list[PortView]) -> It
             severity=None if same else "warning",
             why="The VLAN device takes the tag off before vmq sees the frame, and the VM's filter waits for it.",
             fix=Fix(
-                f"Leave vlan out of [vm.{port.name}] of {see.where}, or let the uplink be {below}", RELOAD
+                f"Leave vlan out of [vm.{port.name}] of {see.where}, or let the uplink be {below}",
+                RELOAD,
+                "that VM only",
+                (edit(f"vm.{port.name}", vlan=None),) if same else (),
             ),
             undo=f"vlan = {port.vlan} in [vm.{port.name}]",
         )
@@ -154,6 +159,7 @@ def _filtered(see: Situation, uplink: UplinkView, tagged: list[PortView]) -> Ite
                 f"ethtool -K {device} rx-vlan-filter off, or promiscuous = true in [uplink.{uplink.name}]",
                 "",
                 "frames of all VLANs reach the host",
+                (Feature(str(device), "rx-vlan-filter", on=False),),
             ),
             undo=f"ethtool -K {device} rx-vlan-filter on",
         )
@@ -192,7 +198,12 @@ def tags_in_software(see: Situation) -> list[Outcome]:
                     vms=tuple(port.name for port in tagged),
                     severity="note",
                     why="The NIC leaves tags in the frames; vmq takes them off, which costs a copy of the header.",
-                    fix=Fix(f"ethtool -K {uplink.device} rxvlan on"),
+                    fix=Fix(
+                        f"ethtool -K {uplink.device} rxvlan on",
+                        "",
+                        "some NICs stop for a moment",
+                        (Feature(str(uplink.device), "rx-vlan-hw-parse", on=True),),
+                    ),
                     undo=f"ethtool -K {uplink.device} rxvlan off",
                 )
             )
@@ -273,13 +284,15 @@ def _same_on_host(see: Situation) -> Iterator[Outcome]:
                     Evidence(see.key(f"vm.{port.name}", "mac"), link.mac),
                     vms=(port.name,),
                     why="The host takes frames to this address for its own, so the VM does not get them all.",
-                    fix=Fix(
-                        f"ip link set {link.name} address {_another(see, link.mac)}",
-                        "",
-                        "neighbours must learn the address",
-                    ),
+                    fix=_readdressed(link, _another(see, link.mac)),
                     undo=f"ip link set {link.name} address {link.mac}",
                 )
+
+
+def _readdressed(link: Link, mac: str) -> Fix:
+    command = ("ip", "link", "set", link.name, "address")
+    step = Command((*command, mac), (*command, link.mac))
+    return Fix(words(step), "", "neighbours must learn the address", (step,))
 
 
 def _same_in_qemu(see: Situation) -> Iterator[Outcome]:
@@ -337,7 +350,12 @@ def stale_filter(see: Situation) -> list[Outcome]:
                     Evidence(see.key(f"vm.{name}", "mac"), was, one.nic.mac),
                     vms=(name,),
                     why="QEMU gives the guest another address than the filter has: what is sent to it goes elsewhere.",
-                    fix=Fix(f'mac = "{one.nic.mac}" in [vm.{name}] of {see.where}', RELOAD, "that VM only"),
+                    fix=Fix(
+                        f'mac = "{one.nic.mac}" in [vm.{name}] of {see.where}',
+                        RELOAD,
+                        "that VM only",
+                        (edit(f"vm.{name}", mac=one.nic.mac),),
+                    ),
                     undo=f"mac = {was} in [vm.{name}]",
                 )
             )

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vmq.doctor.finding import Evidence, Fix, Outcome, Severity, found, not_applicable, settled, unknown
+from vmq.doctor.finding import (
+    RELOAD,
+    Evidence,
+    Fix,
+    Outcome,
+    Severity,
+    found,
+    not_applicable,
+    settled,
+    unknown,
+)
 from vmq.doctor.situation import Attached, PortView, Row, Situation
+from vmq.doctor.steps import Feature, Step, edit
 
-RING = 1024  # the largest ring that QEMU gives a virtio-net device
-DROPS_SHARE = 1e-4  # of the frames offered: a burst that found no buffer, not a driver that was starting
 QEMU_ENDS = "the guest is restarted"
 NO_GUEST = "no QEMU process or libvirt domain of these VM ports is seen"
 TOO_LONG = ("to_guest_too_long", "from_guest_too_long", "from_wire_too_long")
@@ -32,10 +41,18 @@ def unmerged(see: Situation) -> list[Outcome]:
         if running and "net_f_mrg_rxbuf" not in (port.row.get("features") or ()):
             seen = Evidence("vmq show vms --json: features", "no net_f_mrg_rxbuf", "net_f_mrg_rxbuf")
             outcomes.append(_unmerged(port, seen))
-    outcomes += [_cut_again(row) for row in see.rows("uplinks") or () if row.get("segmented")]
+    outcomes += [
+        _cut_again(row) for row in see.rows("uplinks") or () if row.get("segmented") and _merges(see, row)
+    ]
     if not outcomes and not see.attached and see.shown is None:
         return [unknown(f"{NO_GUEST}, and no engine runs")]
     return settled(outcomes, Evidence("mrg_rxbuf", f"on for {len(see.attached)} guests seen"))
+
+
+def _merges(see: Situation, row: Row) -> bool:
+    """Whether the device still does; what was counted before it was switched off is past."""
+    link = see.facts.links.get(str(row.get("device")))
+    return link is None or link.driver is None or link.driver.features.get("rx-gro", True)
 
 
 def _cut_again(row: Row) -> Outcome:
@@ -44,7 +61,12 @@ def _cut_again(row: Row) -> Outcome:
         Evidence("vmq show uplinks --json: segmented", str(row.get("segmented")), "0"),
         severity="note",
         why="The host merged TCP frames (GRO), and vmq cut them again: no guest is offered whole ones yet.",
-        fix=Fix(f"ethtool -K {row.get('device')} gro off", "", "the host's own TCP takes more time"),
+        fix=Fix(
+            f"ethtool -K {row.get('device')} gro off",
+            "",
+            "the host's own TCP takes more time",
+            (Feature(str(row.get("device")), "rx-gro", on=False),) if row.get("device") else (),
+        ),
         undo=f"ethtool -K {row.get('device')} gro on",
     )
 
@@ -153,7 +175,12 @@ def jumbo(see: Situation) -> list[Outcome]:
 
 
 def _mismatch(
-    port: PortView, *evidence: Evidence, fix: str, undo: str = "", severity: Severity | None = None
+    port: PortView,
+    *evidence: Evidence,
+    fix: str,
+    undo: str = "",
+    severity: Severity | None = None,
+    steps: tuple[Step, ...] = (),
 ) -> Outcome:
     return found(
         port.label,
@@ -161,7 +188,7 @@ def _mismatch(
         vms=(port.name,),
         severity=severity,
         why="Frames that are longer than the smallest MTU on the way disappear, while short ones pass.",
-        fix=Fix(fix, "nothing: on SIGHUP vmq run reads its file again", port.label),
+        fix=Fix(fix, RELOAD, port.label, steps),
         undo=undo,
     )
 
@@ -179,6 +206,7 @@ def _beyond_uplink(see: Situation, port: PortView) -> Iterator[Outcome]:
             Evidence(theirs, str(wire), "the smallest on the way"),
             fix=f"mtu = {wire} in [vm.{port.name}] of {see.where}, or mtu = {port.mtu} in [uplink.{uplink.name}]",
             undo=f"mtu = {port.mtu} in [vm.{port.name}]",
+            steps=(edit(f"vm.{port.name}", mtu=wire),),
         )
     else:
         yield _mismatch(
@@ -214,7 +242,10 @@ def _beyond_bridge(see: Situation) -> Iterator[Outcome]:
             Evidence(f"/sys/class/net/{bridge.name}/mtu", str(bridge.mtu), "the smallest on the way"),
             why=f"Frames that are longer than bridge {bridge.name} takes disappear there, while short ones pass.",
             fix=Fix(
-                f"mtu = {bridge.mtu} in [uplink.{uplink.name}] of {see.where}, or ip link set {bridge.name} mtu {mtu}"
+                f"mtu = {bridge.mtu} in [uplink.{uplink.name}] of {see.where}, or ip link set {bridge.name} mtu {mtu}",
+                RELOAD,
+                f"the uplink is opened anew, and VMs of {uplink.name} reconnect",
+                (edit(f"uplink.{uplink.name}", mtu=bridge.mtu),),
             ),
             undo=f"mtu = {mtu} in [uplink.{uplink.name}]",
         )
@@ -244,65 +275,65 @@ def _too_long(view: str, name: str, drops: dict[str, int]) -> list[Outcome]:
 
 def shallow(see: Situation) -> list[Outcome]:
     """D29: a burst finds no free receive buffer. A shallow ring is a note, drops a warning."""
-    outcomes = [said for row in see.rows("queues") or () for said in _ran_out(row)]
+    ring, share = see.limits.ring, see.limits.drops_per_million / 1_000_000
+    outcomes = [said for row in see.rows("queues") or () for said in _ran_out(row, ring, share)]
     told = {vm for said in outcomes for vm in said.vms}
     outcomes += [
         found(
             one.port.label,
-            Evidence(one.machine.where, f"rx_queue_size={one.nic.rx_queue_size}", f"rx_queue_size={RING}"),
+            Evidence(one.machine.where, f"rx_queue_size={one.nic.rx_queue_size}", f"rx_queue_size={ring}"),
             vms=(one.port.name,),
             severity="note",
             why="The guest has room for few frames while it is not looking: a burst may not fit.",
             fix=Fix(
-                f"rx_queue_size={RING},tx_queue_size={RING} in QEMU's -device", QEMU_ENDS, one.port.label
+                f"rx_queue_size={ring},tx_queue_size={ring} in QEMU's -device", QEMU_ENDS, one.port.label
             ),
         )
         for one in see.attached
-        if one.by_socket and one.nic.rx_queue_size < RING and one.port.name not in told
+        if one.by_socket and one.nic.rx_queue_size < ring and one.port.name not in told
     ]
-    outcomes += [
-        found(
-            f"uplink {row.get('name')}",
-            Evidence("vmq show uplinks --json: lost", str(row["lost"]), "0"),
-            Evidence(
-                "sysctl net.core.rmem_max", see.facts.sysctls.get("net.core.rmem_max", "not to be read")
-            ),
-            why="The uplink's packet socket was full: its processor did not come in time.",
-            fix=Fix(
-                "More processors: processors in [engine]; or a larger socket buffer: give vmq run CAP_NET_ADMIN",
-                "vmq run",
-            ),
-        )
-        for row in see.rows("uplinks") or ()
-        if row.get("lost")
-    ]
+    outcomes += [_overrun(see, row) for row in see.rows("uplinks") or () if row.get("lost")]
     if not outcomes and see.shown is None:
         return [unknown("no engine runs: drops are not counted" + ("" if see.attached else f"; {NO_GUEST}"))]
     return settled(
-        outcomes, Evidence("vmq show queues: to_guest_no_buffer", f"at most {DROPS_SHARE:.2%} (threshold)")
+        outcomes,
+        Evidence("vmq show queues: to_guest_no_buffer", f"at most {share:.2%} (drops_per_million)"),
     )
 
 
-def _ran_out(row: Row) -> Iterator[Outcome]:
+def _overrun(see: Situation, row: Row) -> Outcome:
+    return found(
+        f"uplink {row.get('name')}",
+        Evidence("vmq show uplinks --json: lost", str(row["lost"]), "0"),
+        Evidence("sysctl net.core.rmem_max", see.facts.sysctls.get("net.core.rmem_max", "not to be read")),
+        why="The uplink's packet socket was full: its processor did not come in time.",
+        fix=Fix(
+            "More processors: processors in [engine]; or a larger socket buffer: give vmq run CAP_NET_ADMIN",
+            "vmq run",
+        ),
+    )
+
+
+def _ran_out(row: Row, ring: int, share: float) -> Iterator[Outcome]:
     drops, offered, size = row.get("drops"), row.get("offered_to_guest"), row.get("size_to_guest")
     lost = drops.get("to_guest_no_buffer", 0) if isinstance(drops, dict) else 0
-    if not isinstance(offered, int) or not lost or lost <= offered * DROPS_SHARE:
+    if not isinstance(offered, int) or not lost or lost <= offered * share:
         return
-    vm, shallow_ring = str(row.get("vm")), isinstance(size, int) and 0 < size < RING
+    vm, shallow_ring = str(row.get("vm")), isinstance(size, int) and 0 < size < ring
     yield found(
         f"VM {vm}, receive queue {row.get('queue')}",
         Evidence(
             "vmq show queues: to_guest_no_buffer",
             f"{lost} of {offered}",
-            f"at most {DROPS_SHARE:.2%} (threshold)",
+            f"at most {share:.2%} (drops_per_million)",
         ),
-        Evidence("vmq show queues --json: size_to_guest", str(size), str(RING)),
+        Evidence("vmq show queues --json: size_to_guest", str(size), str(ring)),
         vms=(vm,),
         confidence="likely" if shallow_ring else "possible",
         why="Bursts found no free receive buffer: the ring is shallow."
         if shallow_ring
         else "The ring is as deep as it can be, so the guest does not come in time to empty it.",
-        fix=Fix(f"rx_queue_size={RING} in QEMU's -device", QEMU_ENDS, f"VM {vm}")
+        fix=Fix(f"rx_queue_size={ring} in QEMU's -device", QEMU_ENDS, f"VM {vm}")
         if shallow_ring
         else Fix(
             "A vCPU with less other work, or a processor of its own for it, in the guest and on the host"

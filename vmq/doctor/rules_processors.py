@@ -8,20 +8,19 @@ node is farther away. A processor that sleeps deeply or runs slowly wakes late.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 
 from vmq.config.forms import cpu_text
 from vmq.doctor.facts import Cpu, Facts
-from vmq.doctor.finding import Evidence, Fix, Outcome, clear, found, settled, unknown
+from vmq.doctor.finding import Evidence, Fix, Outcome, clear, found, sentence, settled, unknown
 from vmq.doctor.machines import Machine
-from vmq.doctor.situation import Attached, Situation, UplinkView
+from vmq.doctor.situation import Attached, Row, Situation, UplinkView
+from vmq.doctor.steps import Write, edit, writes
+from vmq.forecast import FAR_NIC, HOSTS_CORE, ONE_CORE
 from vmq.placement import free_cores
 
-WAKE_US = 100  # design goal: the first frame after idle reaches the guest's interrupt within 100 µs
-SATURATED = 0.9  # busy share of a processor since it started
-ALONE = 0.9  # share of indications with one frame
 OPEN = "neither a configuration nor a running engine says which processors are used"
 TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 RESTART = "vmq run"
@@ -44,8 +43,14 @@ def one_a_core(facts: Facts, count: int) -> tuple[int, ...]:
 
 
 def _set(see: Situation, cpus: tuple[int, ...]) -> Fix:
+    """The engine's processors. Where a VM or an uplink names its own, somebody has to choose those, too."""
     where = f'processors = "{cpu_text(cpus)}" in [engine] of {see.where}; processor of a VM, if set, likewise'
-    return Fix(where, RESTART, "guests wait until it runs again, and reconnect")
+    named = see.config is not None and (
+        any(vm.processor is not None for vm in see.config.vms.values())
+        or any(uplink.processors is not None for uplink in see.config.uplinks.values())
+    )
+    steps = () if named else (edit("engine", processors=cpu_text(cpus)),)
+    return Fix(where, RESTART, "guests wait until it runs again, and reconnect", steps)
 
 
 def on_core_0(see: Situation) -> list[Outcome]:
@@ -69,7 +74,7 @@ def _workers_on(see: Situation, ours: set[int], others: set[int]) -> Iterator[Ou
     yield found(
         f"processor {cpu_text(taken)}",
         Evidence(see.says, cpu_text(see.processors), f"none of {cpu_text(ours)}: the host works there"),
-        why="A worker that is busy takes the processor away from the host's own work, and waits for it.",
+        why=sentence(HOSTS_CORE),
         fix=_set(see, better) if better else Fix("Nothing: this host has no other processor"),
         undo=f'processors = "{cpu_text(see.processors)}"' if better else "",
         severity=None if better else "note",
@@ -94,6 +99,7 @@ def _interrupts_on(see: Situation, ours: set[int], others: set[int]) -> Iterator
                     command.format(free),
                     "",
                     "irqbalance, if it runs, moves them back unless it is told not to",
+                    writes(tuple(f"/proc/irq/{irq}/smp_affinity_list" for irq in there), free),
                 ),
                 undo=command.format(before),
                 severity="note",
@@ -134,7 +140,7 @@ def _share_a_core(see: Situation, one: Cpu, two: Cpu) -> Outcome:
         Evidence(
             see.says, cpu_text(see.processors), f"one of a core, as {cpu_text(better)}" if better else ""
         ),
-        why="Two workers on one physical core have the speed of little more than one.",
+        why=sentence(ONE_CORE),
         fix=_set(see, better)
         if better
         else Fix(f"Leave {two.number} out of processors of [engine]", RESTART),
@@ -197,7 +203,7 @@ def _far_nic(see: Situation, uplink: UplinkView) -> Iterator[Outcome]:
                 Evidence(f"/sys/devices/system/cpu/cpu{cpu}", f"node {see.facts.cpus[cpu].node}")
                 for cpu in far
             ),
-            why="Every frame crosses between NUMA nodes on its way from the NIC to the worker.",
+            why=sentence(FAR_NIC),
             fix=_near(see, link.node),
             undo=f'processors = "{cpu_text(see.processors)}"',
         )
@@ -240,7 +246,7 @@ def asleep(see: Situation) -> list[Outcome]:
     if not see.processors:
         return [unknown(OPEN)]
     cpus = [see.facts.cpus[number] for number in see.processors if number in see.facts.cpus]
-    outcomes = [said for cpu in cpus for said in _slow(cpu)]
+    outcomes = [said for cpu in cpus for said in _slow(cpu, see.limits.wake_us)]
     hidden = [cpu.number for cpu in cpus if cpu.governor is None and cpu.wake_us is None]
     if not outcomes and (hidden or not cpus):
         listed = cpu_text(hidden or see.processors)
@@ -255,7 +261,7 @@ def _power(cpu: Cpu) -> str:
     return f"governor {cpu.governor or 'hidden'}, {wake}"
 
 
-def _slow(cpu: Cpu) -> Iterator[Outcome]:
+def _slow(cpu: Cpu, limit: int) -> Iterator[Outcome]:
     place = f"/sys/devices/system/cpu/cpu{cpu.number}"
     governor = f"echo {{}} > {place}/cpufreq/scaling_governor"
     if cpu.governor not in (None, "performance"):
@@ -263,50 +269,86 @@ def _slow(cpu: Cpu) -> Iterator[Outcome]:
             f"processor {cpu.number}",
             Evidence(f"{place}/cpufreq/scaling_governor", str(cpu.governor), "performance"),
             why="The processor is slow when a burst begins, and faster only after it.",
-            fix=Fix(governor.format("performance"), "", "it takes more power"),
+            fix=Fix(
+                governor.format("performance"),
+                "",
+                "it takes more power",
+                (Write(f"{place}/cpufreq/scaling_governor", "performance"),),
+            ),
             undo=governor.format(cpu.governor),
         )
-    if cpu.wake_us is not None and cpu.wake_us > WAKE_US:
-        idle = f"for s in {place}/cpuidle/state*; do [ $(cat $s/latency) -le {WAKE_US} ] || echo {{}} > $s/disable; done"
+    deep = tuple(f"{place}/cpuidle/state{number}/disable" for number, delay in cpu.sleeps if delay > limit)
+    if deep:
+        idle = f"for s in {' '.join(deep)}; do echo {{}} > $s; done"
         yield found(
             f"processor {cpu.number}",
-            Evidence(
-                f"{place}/cpuidle/state*/latency", f"{cpu.wake_us} µs", f"at most {WAKE_US} µs (threshold)"
-            ),
+            Evidence(f"{place}/cpuidle/state*/latency", f"{cpu.wake_us} µs", f"at most {limit} µs (wake_us)"),
             why="After a pause the first frame waits until the processor has woken up.",
-            fix=Fix(idle.format(1), "", "it takes more power"),
+            fix=Fix(idle.format(1), "", "it takes more power", writes(deep, "1")),
             undo=idle.format(0),
         )
 
 
 def moderated(see: Situation) -> list[Outcome]:
-    """D31: one indication a frame on a processor that has no time for it. Too strong it cannot be: nothing is held back."""
+    """D31: one indication a frame on a processor that has no time for it; or indications held back that gather nothing."""
     rows, queues = see.rows("processors"), see.rows("queues")
     if rows is None or queues is None:
         return [unknown("no engine runs: indications are not counted")]
     busy = {row.get("cpu"): row.get("busy_ratio") or 0.0 for row in rows}
+    full, alone = see.limits.busy_percent / 100, see.limits.single_percent / 100
     outcomes = []
     for row in queues:
         bins = row.get("batches") or [0]
         share = bins[0] / sum(bins) if sum(bins) else 0.0
-        load = busy.get(row.get("processor"), 0.0)
-        if load >= SATURATED and share >= ALONE:
-            vm = str(row.get("vm"))
-            outcomes.append(
-                found(
-                    f"VM {vm}, receive queue {row.get('queue')}",
-                    Evidence(
-                        "vmq show queues --json: batches", f"{share:.0%} of one frame", f"below {ALONE:.0%}"
-                    ),
-                    Evidence("vmq show processors: busy_ratio", f"{load:.2f}", f"below {SATURATED}"),
-                    vms=(vm,),
-                    confidence="possible",
-                    why="The processor is busy, yet frames go to the guest one at a time, each with its own interrupt.",
-                    fix=Fix(f"Another processor for it: processor = N in [vm.{vm}] of {see.where}", RESTART),
-                )
+        load, held = busy.get(row.get("processor"), 0.0), _held_back(row)
+        if share >= alone and (held or load >= full):
+            seen = Evidence(
+                "vmq show queues --json: batches",
+                f"{share:.0%} of one frame",
+                f"below {alone:.0%} (single_percent)",
             )
+            limit = f"below {full:.2f} (busy_percent)"
+            loaded = Evidence("vmq show processors: busy_ratio", f"{load:.2f}", limit)
+            outcomes.append(_too_strong(row, seen, held) if held else _too_weak(see, row, seen, loaded))
     looked = Evidence("vmq show queues: batches", f"{len(queues)} receive queues")
     return settled(outcomes, looked)
+
+
+def _held_back(row: Row) -> Mapping[str, int]:
+    """What a receive queue was told to wait for; empty if its indications are not held back."""
+    asked = row.get("requested")
+    said = asked.get("moderation") if isinstance(asked, Mapping) else None
+    return {name: count for name, count in said.items() if count} if isinstance(said, Mapping) else {}
+
+
+def _too_weak(see: Situation, row: Row, *evidence: Evidence) -> Outcome:
+    vm = str(row.get("vm"))
+    return found(
+        f"VM {vm}, receive queue {row.get('queue')}",
+        *evidence,
+        vms=(vm,),
+        confidence="possible",
+        why="The processor is busy, yet frames go to the guest one at a time, each with its own interrupt.",
+        fix=Fix(
+            f"Another processor for it: processor = N in [vm.{vm}] of {see.where}; or fewer indications a second: "
+            "vmq queue set QUEUE --indications N",
+            RESTART,
+        ),
+    )
+
+
+def _too_strong(row: Row, seen: Evidence, held: Mapping[str, int]) -> Outcome:
+    vm = str(row.get("vm"))
+    limits = ", ".join(f"{name} {count}" for name, count in held.items())
+    return found(
+        f"VM {vm}, receive queue {row.get('queue')}",
+        Evidence("vmq show queues --json: requested, moderation", limits, "0, where nothing gathers"),
+        seen,
+        vms=(vm,),
+        confidence="possible",
+        why="Indications are held back, and yet each is for one frame: it waits, and no interrupt is saved.",
+        fix=Fix("vmq queue set QUEUE --indications 0 --frames 0"),
+    )
 
 
 def overloaded(see: Situation) -> list[Outcome]:
@@ -314,7 +356,8 @@ def overloaded(see: Situation) -> list[Outcome]:
     rows = see.rows("processors")
     if rows is None:
         return [unknown("no engine runs: the load of its processors is not known")]
-    full = [row for row in rows if (row.get("busy_ratio") or 0.0) >= SATURATED]
+    limit = see.limits.busy_percent / 100
+    full = [row for row in rows if (row.get("busy_ratio") or 0.0) >= limit]
     if full:
         listed = cpu_text(row["cpu"] for row in full)
         return [
@@ -322,4 +365,4 @@ def overloaded(see: Situation) -> list[Outcome]:
                 f"processor {listed} is saturated, but flows are not counted: one cannot be told from several"
             )
         ]
-    return [clear(Evidence("vmq show processors: busy_ratio", f"below {SATURATED} on each (threshold)"))]
+    return [clear(Evidence("vmq show processors: busy_ratio", f"below {limit:.2f} on each (busy_percent)"))]

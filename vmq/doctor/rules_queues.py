@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""D06, D08, D09, D24, D33: what was asked for is not what is in effect.
+"""D06, D09, D24, D33: what was asked for is not what is in effect.
 
 The oldest complaint about VMQ is that it says "enabled" and does nothing. Here a receive queue that a VM asked for and
 does not have is always found, with the engine's own reason, and so is every setting whose effective value is not the
@@ -9,26 +9,32 @@ elsewhere, both sides waiting for the other to call.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vmq.config.forms import cpu_text
 from vmq.doctor.finding import (
+    RELOAD,
     Evidence,
     Fix,
     Outcome,
     Severity,
-    clear,
     found,
     not_applicable,
+    sentence,
     settled,
     unknown,
 )
+from vmq.doctor.rules_scarce import shares
 from vmq.doctor.situation import Attached, Row, Situation
-from vmq.placement import QUEUES_MAX, VMS_MAX
+from vmq.doctor.steps import Command, Step, edit, words, writes
 
 VIEWS_WITH_SETTINGS = ("vms", "queues", "uplinks", "processors")
 QEMU_ENDS = "the guest is restarted"
-RELOAD = "nothing: on SIGHUP vmq run reads its file again"
+LATER = "in this version"  # a reason that nothing on this host changes
+# Settings with a rule of their own: D08, D10 and D11 say who has no receive queue of its own, D21 and D24 how many run.
+OTHERS = frozenset({"receive_queue", "queues", "queue_pairs"})
 
 
 # --- D06: asked for, not in effect --------------------------------------------------------------------------
@@ -43,6 +49,7 @@ def not_in_effect(see: Situation) -> list[Outcome]:
     for view in VIEWS_WITH_SETTINGS:
         for row in see.rows(view) or ():
             outcomes += [said for one in _settings(row) for said in _setting(view, row, one)]
+    outcomes += [*_without_own(see), *_not_in_this_version(see)]
     moved = (_moved(row) for row in see.rows("processors") or ())
     outcomes += [said for said in moved if said is not None]
     return settled(
@@ -76,9 +83,30 @@ def _without_queue(row: Row) -> Iterator[Outcome]:
     )
 
 
+def _without_own(see: Situation) -> Iterator[Outcome]:
+    """A VM asked for a receive queue of its own and has none; of a busy one D08, D10 and D11 say more."""
+    for share in shares(see) or ():
+        if not share.own and share.weight and share.frames < see.limits.busy_frames:
+            yield found(
+                share.port.label,
+                Evidence("vmq show queues: own", f"no: {share.why or 'the engine gives no reason'}", "yes"),
+                vms=(share.vm,),
+                why="The default queue serves it together with others; with few frames that costs nothing.",
+                fix=Fix(
+                    f"None, while it is idle; else a higher weight in [vm.{share.vm}] of {see.where}", RELOAD
+                ),
+            )
+
+
 def _settings(row: Row) -> Iterator[Row]:
-    """What a row tells as requested, effective and why: a list of settings, and fields of that form."""
+    """What a row tells as requested, effective and why: a list of settings, fields of that form, or two tables."""
     yield from row.get("settings") or ()
+    asked, got = row.get("requested"), row.get("effective")
+    if isinstance(asked, Mapping) and isinstance(got, Mapping):
+        why = row.get("difference") or {}
+        for name, value in got.items():
+            reason = why.get(name) or row.get("why")
+            yield {"name": name, "requested": asked.get(name), "effective": value, "why": reason}
     for name, value in row.items():
         if isinstance(value, Mapping) and {"requested", "effective"} <= set(value):
             yield {"name": name, **value}
@@ -87,9 +115,11 @@ def _settings(row: Row) -> Iterator[Row]:
 def _setting(view: str, row: Row, setting: Row) -> Iterator[Outcome]:
     """One setting with requested, effective and why. What nobody asked for has no requested value."""
     asked, effective, why = setting.get("requested"), setting.get("effective"), str(setting.get("why") or "")
-    if asked is None or asked == effective:
-        return
     name, key = str(row.get("name") or row.get("vm") or row.get("cpu")), str(setting.get("name"))
+    if asked is None or asked == effective or key in OTHERS or LATER in why:
+        return
+    if row.get("own_queue") is False and view == "vms":  # what follows from that is said with it
+        return
     noun = {"vms": "VM", "queues": "VM", "uplinks": "uplink", "processors": "processor"}[view]
     yield found(
         f"{noun} {name}",
@@ -98,6 +128,36 @@ def _setting(view: str, row: Row, setting: Row) -> Iterator[Outcome]:
         why=why or "Something outside of vmq changed it after vmq had set it.",
         fix=Fix(_override(key, effective, why)),
     )
+
+
+def _not_in_this_version(see: Situation) -> Iterator[Outcome]:
+    """What no version of this number does is said once, not for each VM."""
+    counted = Counter(
+        (
+            view,
+            str(one.get("name")),
+            str(one.get("requested")),
+            str(one.get("effective")),
+            str(one.get("why")),
+        )
+        for view in VIEWS_WITH_SETTINGS
+        for row in see.rows(view) or ()
+        for one in _settings(row)
+        if LATER in str(one.get("why")) and one.get("requested") not in (None, one.get("effective"))
+    )
+    if counted:
+        yield found(
+            "this version",
+            *(
+                Evidence(
+                    f"vmq show {view} --json: settings, {key}", f"{got}, for {count}", f"requested {asked}"
+                )
+                for (view, key, asked, got, _), count in counted.items()
+            ),
+            severity="note",
+            why=sentence("; ".join(dict.fromkeys(why for *_, why in counted))),
+            fix=Fix("None in this version"),
+        )
 
 
 def _override(key: str, effective: Any, why: str) -> str:
@@ -109,14 +169,18 @@ def _override(key: str, effective: Any, why: str) -> str:
 
 def _moved(row: Row) -> Outcome | None:
     """A worker whose thread somebody else has moved."""
-    cpu, effective = row.get("cpu"), row.get("effective")
+    cpu, effective, thread = row.get("cpu"), row.get("effective"), row.get("thread")
     if not effective or effective == [cpu]:
         return None
+    step = Command(
+        ("taskset", "-pc", str(cpu), str(thread)), ("taskset", "-pc", cpu_text(effective), str(thread))
+    )
     return found(
         f"processor {cpu}",
         Evidence("vmq show processors --json: effective", str(effective), f"[{cpu}]"),
         why="Something outside of vmq moved the worker: taskset, a cpuset, the service manager.",
-        fix=Fix(f"taskset -pc {cpu} {row.get('thread')}", "", "nothing"),
+        fix=Fix(words(step), "", "nothing", (step,) if thread else ()),
+        undo=words(Command(step.back, step.argv)),
     )
 
 
@@ -124,14 +188,14 @@ def _unreachable(one: Attached) -> Iterator[Outcome]:
     """QEMU will not reach the VM port, or shares no memory with it."""
     port, nic, where = one.port, one.nic, one.machine.where
 
-    def said(evidence: Evidence, why: str, fix: str) -> Outcome:
+    def said(evidence: Evidence, why: str, fix: str, step: Step | None = None) -> Outcome:
         return found(
             port.label,
             evidence,
             vms=(port.name,),
             severity="error",
             why=why,
-            fix=Fix(fix, QEMU_ENDS, port.label),
+            fix=Fix(fix, RELOAD, port.label, (step,)) if step else Fix(fix, QEMU_ENDS, port.label),
         )
 
     if not one.by_socket:
@@ -141,11 +205,12 @@ def _unreachable(one: Attached) -> Iterator[Outcome]:
             f'vmq snippet qemu {port.name}: its -chardev line; or socket = "{nic.socket}" in [vm.{port.name}]',
         )
     elif nic.server == (port.mode == "listen"):
-        side = "listen" if nic.server else "connect"
+        side, other = ("listen", "connect") if nic.server else ("connect", "listen")
         yield said(
-            Evidence(where, f"QEMU {side}s too", f"one of the two {'connects' if nic.server else 'listens'}"),
+            Evidence(where, f"QEMU {side}s too", f"one of the two {other}s"),
             f"vmq and QEMU both {side}, so they never meet.",
-            f'mode = "{"connect" if nic.server else "listen"}" in [vm.{port.name}], or server={"off" if nic.server else "on"}',
+            f'mode = "{other}" in [vm.{port.name}], or server={"off" if nic.server else "on"}',
+            edit(f"vm.{port.name}", mode=other),
         )
     if one.by_socket and one.machine.shared is False:
         yield said(
@@ -156,35 +221,7 @@ def _unreachable(one: Attached) -> Iterator[Outcome]:
         )
 
 
-# --- D08, D09, D24, D33 -------------------------------------------------------------------------------------
-
-
-def too_many(see: Situation) -> list[Outcome]:
-    """D08: VMs ask for more receive queues, or there are more of them, than an engine has."""
-    if not see.ports:
-        return [not_applicable("there is no VM")]
-    asked = sum(port.queue_pairs for port in see.ports)
-    looked = (
-        Evidence("sum of queue_pairs", str(asked), f"at most {QUEUES_MAX}"),
-        Evidence("VMs", str(len(see.ports)), f"at most {VMS_MAX}"),
-    )
-    if asked <= QUEUES_MAX and len(see.ports) <= VMS_MAX:
-        return [clear(*looked)]
-    enough = max(QUEUES_MAX // len(see.ports), 1)
-    starved, left = [], QUEUES_MAX
-    for port in see.ports:
-        left -= port.queue_pairs
-        if left < 0:
-            starved.append(port.name)
-    return [
-        found(
-            "engine",
-            *looked,
-            Evidence("VMs that would have none", ", ".join(starved[:8]) + (", …" if starved[8:] else "")),
-            why="Receive queues are taken in the order of the configuration, and the engine refuses what is too many.",
-            fix=Fix(f"queue_pairs = {enough} in each [vm.NAME] of {see.where}", RELOAD),
-        )
-    ]
+# --- D09, D24, D33 -------------------------------------------------------------------------------------
 
 
 def refused(see: Situation) -> list[Outcome]:
@@ -205,17 +242,28 @@ def refused(see: Situation) -> list[Outcome]:
                     *(Evidence("vmq show uplinks --json: settings", one) for one in words),
                     severity=None if gone else "warning",
                     why="The device of this uplink does not do what vmq asked of it.",
-                    fix=Fix(
-                        f"ip link set {row.get('device')} up; if it is gone, restart vmq run once it is back"
-                        if gone
-                        else f"promiscuous = true in [uplink.{name}] of {see.where}: then nothing is asked of the device",
-                        "" if gone else "vmq run",
-                    ),
+                    fix=_answered(see, row),
                 )
             )
     return settled(
         outcomes,
         *(Evidence("vmq show uplinks: state", f"{row.get('name')}: {row.get('state')}") for row in rows),
+    )
+
+
+def _answered(see: Situation, row: Row) -> Fix:
+    """A device that is down is set up; one that refuses addresses is asked for all frames instead."""
+    name, device = row.get("name"), str(row.get("device"))
+    if row.get("state") not in ("gone", "down"):
+        asked_less = (
+            f"promiscuous = true in [uplink.{name}] of {see.where}: then nothing is asked of the device"
+        )
+        disturbs = f"the uplink is opened anew, and VMs of {name} reconnect"
+        return Fix(asked_less, RELOAD, disturbs, (edit(f"uplink.{name}", promiscuous=True),))
+    step = Command(("ip", "link", "set", device, "up"), ("ip", "link", "set", device, "down"))
+    there = device in see.facts.links
+    return Fix(
+        f"{words(step)}; if it is gone, restart vmq run once it is back", "", "", (step,) if there else ()
     )
 
 
@@ -280,7 +328,10 @@ def inspected(see: Situation) -> list[Outcome]:
             *(Evidence(f"sysctl {name}", "1", "0") for name in on),
             why=f"The host's firewall sees every frame of bridge {uplink.bridge} before vmq does.",
             fix=Fix(
-                "; ".join(f"sysctl -w {name}=0" for name in on), "", "rules that filter bridged frames end"
+                "; ".join(f"sysctl -w {name}=0" for name in on),
+                "",
+                "rules that filter bridged frames end",
+                writes(tuple(f"/proc/sys/{name.replace('.', '/')}" for name in on), "0"),
             ),
             undo="; ".join(f"sysctl -w {name}=1" for name in on),
         )

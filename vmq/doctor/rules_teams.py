@@ -27,6 +27,8 @@ from vmq.doctor.facts import Facts, Link
 from vmq.doctor.finding import Evidence, Fix, Outcome, clear, found, not_applicable, settled, unknown
 from vmq.doctor.rules_processors import one_a_core
 from vmq.doctor.situation import Situation, UplinkView, ports_on
+from vmq.doctor.steps import Write, edit, writes
+from vmq.forecast import OVERLAP
 
 MEMBER_PROCESSORS_MAX = 16
 IRQBALANCE = "irqbalance, if it runs, moves them back unless it is told not to"
@@ -110,6 +112,10 @@ def _bind(link: Link, cpus: str) -> str:
     return f"for irq in {irqs}; do echo {cpus} > /proc/irq/$irq/smp_affinity_list; done  # {link.name}"
 
 
+def _bound(link: Link, cpus: str) -> tuple[Write, ...]:
+    return writes(tuple(f"/proc/irq/{irq}/smp_affinity_list" for irq in link.irqs), cpus)
+
+
 def _evidence(facts: Facts, link: Link, expected: str) -> Evidence:
     where = f"/proc/irq/{{{','.join(map(str, link.irqs))}}}/effective_affinity_list ({link.name})"
     return Evidence(where, cpu_text(served(facts, link)) or "not to be seen", expected)
@@ -164,12 +170,14 @@ def _named_twice(see: Situation, one: UplinkView, two: UplinkView) -> Outcome:
         Evidence(where[0], cpu_text(mine), f"none of {cpu_text(theirs)}"),
         Evidence(where[1], cpu_text(theirs), f"none of {cpu_text(mine)}"),
         Evidence("mode", "SUM: each VM belongs to one uplink", "disjoint sets"),
-        why=f"Processor {cpu_text(mine & theirs)} serves VMs of both uplinks: each takes time from the other, unpredictably.",
+        why=f"Processor {cpu_text(mine & theirs)} serves VMs of both uplinks: {OVERLAP}.",
         fix=Fix(
             f'processors = "{rest}" in [uplink.{two.name}] of {see.where}'
             if rest
             else f"Give [uplink.{two.name}] of {see.where} processors of its own, and [engine] with it",
             "vmq run, if [engine] changes; else nothing: it reads its file again on SIGHUP",
+            "VMs of that uplink move to another processor",
+            (edit(f"uplink.{two.name}", processors=rest),) if rest else (),
         ),
         undo=f'processors = "{cpu_text(theirs)}" in [uplink.{two.name}]',
     )
@@ -187,8 +195,15 @@ def _overlap(
         _evidence(see.facts, one, f"no processor of {two.name}"),
         _evidence(see.facts, two, f"no processor of {one.name}"),
         Evidence("mode", f"SUM: {team.why}", "disjoint sets"),
-        why=f"Both devices are served on processor {both}: each takes time from the other, unpredictably.",
-        fix=Fix(commands if fits else "Use one uplink less, or a host with more processors", "", IRQBALANCE),
+        why=f"Both devices are served on processor {both}: {OVERLAP}.",
+        fix=Fix(
+            commands if fits else "Use one uplink less, or a host with more processors",
+            "",
+            IRQBALANCE,
+            tuple(write for link in pair for write in _bound(link, cpu_text(parts[link.name])))
+            if fits
+            else (),
+        ),
         undo=undo if fits else "",
         severity="warning" if fits else "note",
     )
@@ -210,7 +225,12 @@ def differing(see: Situation) -> list[Outcome]:
                     *(_evidence(see.facts, one, common) for one in team.members),
                     Evidence("mode", f"MIN: {team.why}", "identical sets"),
                     why="Any member may receive for any VM, so a VM's frames move to other processors with the member.",
-                    fix=Fix("; ".join(_bind(one, common) for one in others), "", IRQBALANCE),
+                    fix=Fix(
+                        "; ".join(_bind(one, common) for one in others),
+                        "",
+                        IRQBALANCE,
+                        tuple(write for one in others for write in _bound(one, common)),
+                    ),
                     undo="; ".join(_bind(one, cpu_text(sets[one.name])) for one in others),
                     severity="warning",
                 )

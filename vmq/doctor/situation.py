@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from vmq.config import Config
+from vmq.config import Config, Doctor
 from vmq.doctor.facts import Facts, Link
 from vmq.doctor.finding import Outcome
 from vmq.doctor.machines import Machine, Nic
@@ -41,6 +41,7 @@ class PortView:
     queue_pairs: int
     processor: int | None
     mtu: int | None  # None: the uplink's
+    weight: int = 100  # 0: never a receive queue of its own
     row: Row = field(default_factory=dict)
 
     @property
@@ -63,6 +64,7 @@ class UplinkView:
     mtu: int | None
     promiscuous: bool
     processors: tuple[int, ...] | None = None  # that may serve its VMs; None: all of the engine's
+    queues: int | None = None  # VMs that may have a receive queue of their own; None: all
     link: Link | None = None
     row: Row = field(default_factory=dict)
 
@@ -97,6 +99,11 @@ class Situation:
     domains: tuple[Machine, ...] = ()
     where: str = "vmq.toml"  # names the configuration in evidence
 
+    @property
+    def limits(self) -> Doctor:
+        """From where on something is a mistake: as configured, else the defaults."""
+        return self.config.doctor if self.config else Doctor()
+
     def rows(self, view: str) -> Sequence[Row] | None:
         """The engine's rows of a view; None if no engine told them."""
         return None if self.shown is None else self.shown.get(view)
@@ -122,6 +129,7 @@ class Situation:
                 queue_pairs=vm.queue_pairs,
                 processor=_processor(row) if row else self._planned(name),
                 mtu=vm.mtu,
+                weight=vm.weight,
                 row=row,
             )
             for name, vm in self.config.vms.items()
@@ -143,6 +151,7 @@ class Situation:
                     promiscuous=getattr(uplink, "promiscuous", False)
                     or row.get("membership") == "promiscuous",
                     processors=uplink.processors,
+                    queues=uplink.queues,
                     row=row,
                 )
                 for name, uplink in self.config.uplinks.items()
@@ -234,6 +243,7 @@ def _port_of(row: Row) -> PortView:
         queue_pairs=row.get("queue_pairs") or 1,
         processor=_processor(row),
         mtu=row.get("mtu"),
+        weight=row.get("weight", 100),
         row=row,
     )
 
@@ -246,5 +256,6 @@ def _uplink_of(row: Row) -> UplinkView:
         bridge=row.get("bridge"),
         mtu=row.get("mtu"),
         promiscuous=row.get("membership") == "promiscuous",
+        queues=row.get("queues"),
         row=row,
     )

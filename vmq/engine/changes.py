@@ -231,7 +231,7 @@ class Changes:
                 vm.renew(pair)
         before, vm.config = vm.config, config
         self._forget_learned(vm)
-        del vm.learned[config.learn_max :]
+        del vm.learned[max(config.learn_max - len(vm.following.addresses), 0) :]
         try:
             vm.home.change(vm)
         except ApiError as error:
@@ -240,13 +240,14 @@ class Changes:
             raise ConfigError(f"{self.engine.where}: [vm.{name}]", error.wrong, error.remedy) from error
 
     def _forget_learned(self, vm: Vm) -> None:
-        """Its configured addresses are its own now, whoever has learned them."""
+        """Its configured addresses are its own now, whoever has learned or follows them."""
         for other in self.engine.vms.values():
+            had = set(other.macs)
             if other is not vm and other.segment == vm.segment:
-                kept = [mac for mac in other.learned if mac not in vm.macs[: len(vm.config.mac)]]
-                if kept != other.learned:
-                    other.learned = kept
-                    other.home.follow(other)
+                other.learned = [mac for mac in other.learned if mac not in vm.macs[: len(vm.config.mac)]]
+            other.following.reconfigure()
+            if other is not vm and set(other.macs) != had:
+                other.home.follow(other)
 
     def remove_vm(self, name: str) -> None:
         """Undo `_add_vm`."""

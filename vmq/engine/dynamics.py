@@ -14,8 +14,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from vmq.contract import CONFIG
 from vmq.dynamic import Balancer, Claim, Scarce, Served
-from vmq.engine.queues import CONFIG
 from vmq.errors import ApiError
 from vmq.placement import Place
 

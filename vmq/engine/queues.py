@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
+from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
 from vmq.dataplane.state import NONE, TO_DEFAULT_QUEUE, TO_DROP_QUEUE
 from vmq.errors import VmqError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from vmq.engine.engine import Engine
     from vmq.engine.vm import Vm
 
-CONFIG = "config"  # the owner whose wishes stand in the file
 QUEUES_MAX = 1024
 LOCKED_MEMORY = 1 << 40  # frames are copied into guest memory: nothing is locked
 NOWHERE = {DEFAULT_QUEUE: TO_DEFAULT_QUEUE, DROP_QUEUE: TO_DROP_QUEUE}
@@ -173,7 +172,8 @@ class UplinkQueues:
 
     def _wishes(self, vm: Vm) -> dict[str, Any]:
         vm.cpu = self.engine.places[vm.name].cpu
-        return {"processor": vm.cpu, "weight": vm.config.weight}
+        moderation = {"indications": vm.config.indications, "frames": vm.config.indication_frames}
+        return {"processor": vm.cpu, "weight": vm.config.weight, "moderation": moderation}
 
     def change(self, vm: Vm) -> None:
         """The configuration says something else now."""
@@ -185,14 +185,14 @@ class UplinkQueues:
         wanted = {mac: address_filter(mac, vm.config.vlan) for mac in vm.macs}
         gone = [number for mac, (number, one) in vm.filters.items() if wanted.get(mac) != one]
         kept = {mac: found for mac, found in vm.filters.items() if wanted.get(mac) == found[1]}
-        new = {
-            mac: (self.contract.set_filter(CONFIG, vm.queue_id, one), one)
-            for mac, one in wanted.items()
-            if mac not in kept
-        }
-        vm.filters = kept | new
-        for number in gone:
-            self.contract.clear_filter(CONFIG, number)
+        vm.filters = kept
+        try:
+            for mac, one in wanted.items():
+                if mac not in kept:
+                    vm.filters[mac] = self.contract.set_filter(CONFIG, vm.queue_id, one), one
+        finally:  # when one is refused, those before it are there, and told as such
+            for number in gone:
+                self.contract.clear_filter(CONFIG, number)
 
     def complete(self, vms: Iterable[Vm] | None = None) -> None:
         """Give VM ports without a receive queue of their own one each, as far as they go: by weight, then in order."""
@@ -213,6 +213,13 @@ class UplinkQueues:
         vm.filters = {}
         self.add(vm)
         del self.effects.first[before]
+
+    def id_of(self, vm: Vm, pair: int) -> int | None:
+        """The receive queue of a queue pair, if it has one in the contract."""
+        if pair == 0:
+            return vm.queue_id
+        bound = self.effects.bound.items()
+        return next((name for name, one in bound if one.vm is vm and one.pair == pair), None)
 
     def owns(self, vm: Vm) -> bool:
         """Whether a VM port has a receive queue of its own."""

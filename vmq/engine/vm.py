@@ -19,6 +19,7 @@ from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import state
+from vmq.engine.following import Following
 from vmq.errors import ProtocolError
 from vmq.filters import Filter
 from vmq.jit import at
@@ -89,6 +90,7 @@ class Vm:
         self.lack = ""  # why it has no receive queue of its own
         self._counted: dict[int, np.void] = {}  # what counters stood at when they were cleared
         self.learned: list[int] = []
+        self.following = Following(self, Said().fresh)
         self.error: tuple[str, str] | None = None  # what, remedy
         self._told, self._told_since, self._told_count = "", 0.0, 0  # the state that the journal knows
         self.connects = 0
@@ -115,8 +117,19 @@ class Vm:
 
     @property
     def macs(self) -> tuple[int, ...]:
-        """Its receive filters: configured, then learned."""
-        return (*(mac_number(mac) for mac in self.config.mac), *self.learned)
+        """Its receive filters: configured, then followed, then learned."""
+        return (*map(mac_number, self.config.mac), *self.following.addresses, *self.learned)
+
+    def source(self, mac: int) -> str:
+        """Where one of them comes from: config, followed or learned."""
+        if mac in self.macs[: len(self.config.mac)]:
+            return "config"
+        return "followed" if mac in self.following.addresses else "learned"
+
+    @property
+    def room(self) -> int:
+        """How many addresses more it may learn."""
+        return max(self.config.learn_max - len(self.learned) - len(self.following.addresses), 0)
 
     @property
     def mtu(self) -> int:
@@ -139,7 +152,7 @@ class Vm:
             spoof_check=self.config.spoof_check,
             storm_limit=self.config.storm_limit,
             learn=learn,
-            learn_left=max(self.config.learn_max - len(self.learned), 0) if learn else 0,
+            learn_left=self.room if learn else 0,
             regions=self._regions,
             rings=self._rings,
         )
@@ -310,10 +323,14 @@ class Vm:
             self.connects += 1
             self.error = None
             self._clear_fault()
-        elif self.learned:
+            self.following.start()
+        else:
+            added = bool(self.learned or self.following.addresses)
             self.learned.clear()
-            self.home.follow(self)
-            self.engine.publish()
+            self.following.close()
+            if added:
+                self.home.follow(self)
+                self.engine.publish()
         self._tell_state()
 
     def _tell_state(self) -> None:
@@ -343,7 +360,7 @@ class Vm:
 
     def learn(self, mac: int) -> bool:
         """Add a source address to its filters; False if it is there, there is no room, or another VM has it."""
-        if mac in self.macs or len(self.learned) >= self.config.learn_max:
+        if mac in self.macs or not self.room:
             return False
         if not any(mac & mask == value for mask, value in map(prefix_of, self.config.learn)):
             return False

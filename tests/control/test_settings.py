@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requested, effective, why: for every setting, read back from a running engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.engine.running import FIRST_CPU, NO_FRAMES, Running, until
+
+LAN = msgspec.structs.replace(NO_FRAMES, queues=1, mtu=1400)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    with Running(tmp_path) as one:
+        one.configure(
+            {"lan": LAN},
+            a=one.vm("a", 1, uplink="lan", indications=1000, processor=FIRST_CPU),
+            b=one.vm("b", 2, uplink="lan", indications=1000, indication_frames=32, queue_pairs=2),
+            c=one.vm("c", 3, weight=0, mtu=9000),
+        )
+        yield one
+
+
+def found(running: Running, of: str) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in running.show("settings") if row["of"] == of}
+
+
+def test_no_setting_goes_without_the_three_and_what_differs_has_a_reason(running: Running):
+    rows = running.show("settings")
+    assert {row["of"] for row in rows} == {"engine", "uplink lan", "vm a", "vm b", "vm c"}
+    for row in rows:
+        assert set(row) == {"of", "name", "requested", "effective", "why"}
+        assert row["requested"] == row["effective"] or row["why"], row
+    keys = {"receive_queue", "processor", "placement", "queue_pairs", "mtu", "offloads", "moderation"}
+    assert set(found(running, "vm a")) == keys
+    assert [one["name"] for one in running.show("vms", "a")["settings"]] == list(found(running, "vm a"))
+
+
+def test_a_receive_queue_that_a_vm_has_not_is_said_with_its_reason(running: Running):
+    a, b, c = (found(running, f"vm {name}") for name in "abc")
+    assert (a["receive_queue"]["effective"], a["receive_queue"]["why"]) == ("own", "")
+    assert b["receive_queue"]["effective"] == "default"
+    assert b["receive_queue"]["why"] == "all 1 receive queues are taken"
+    assert (c["receive_queue"]["requested"], c["receive_queue"]["effective"]) == ("default", "default")
+    assert (a["placement"]["effective"], b["placement"]["effective"]) == ("switched", "switched twice")
+    assert b["processor"]["why"] == "the processor of the default queue"
+    assert a["processor"]["why"] == "processor of [vm.a]"
+    uplink = found(running, "uplink lan")["queues"]
+    assert (uplink["requested"], uplink["effective"]) == (1, 1)
+    assert uplink["why"] == "2 VMs; the others are served by the default queue"
+
+
+def test_moderation_is_in_effect_where_a_vm_has_its_own_queue(running: Running):
+    a, b, c = (found(running, f"vm {name}")["moderation"] for name in "abc")
+    assert (a["requested"], a["effective"]) == ("1000 a second", "1000 a second")
+    assert (b["requested"], b["effective"]) == ("1000 a second or every 32 frames", "every batch")
+    assert b["why"] == "it has no receive queue of its own"
+    assert (c["requested"], c["effective"], c["why"]) == ("every batch", "every batch", "")
+
+
+def test_the_mtu_and_the_queue_pairs_of_a_guest_are_what_it_has(running: Running):
+    with running.guest("b", mtu=1300):
+        until(lambda: running.show("vms", "b")["state"] == "running")
+        b = found(running, "vm b")
+        assert (b["mtu"]["requested"], b["mtu"]["effective"]) == (None, 1300)
+        assert b["mtu"]["why"] == "the guest was told so by its front-end"
+        assert (b["queue_pairs"]["requested"], b["queue_pairs"]["effective"]) == (2, 1)
+        assert b["queue_pairs"]["why"] == "the guest has enabled 1"
+    a, c = (found(running, f"vm {name}")["mtu"] for name in "ac")
+    assert (a["effective"], a["why"]) == (1400, "the MTU of lan")
+    assert (c["requested"], c["effective"], c["why"]) == (9000, 9000, "")
