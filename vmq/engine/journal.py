@@ -3,7 +3,7 @@
 
 A record has a number, the time (seconds since 1970), an event, and what belongs to it. The last LENGTH are kept; who
 asks for older ones is told how many are missed. Told by control alone: nothing in the way of a frame waits for it,
-and what a guest can make happen without end is told once (vm.Said). Watchers are told of each record in the middle of
+and what a guest can make happen without end is told once (said.py). Watchers are told of each record in the middle of
 what has made it: they put it aside, and neither fail nor ask back.
 
     vm_state         vm, state, before        listening | connecting | connected | running | faulted

@@ -98,7 +98,7 @@ class Mover:
 
     def _set_out(self, vm: Vm, pair: int, entry: QueueEntry) -> None:
         vm.queues[pair] = entry
-        vm.watch()
+        vm.rings.watch()
         self.engine.publish()
         journey = Journey(vm, pair, list(self._marks(vm, pair, entry.former)))
         self._under_way[vm.number, pair] = journey
@@ -126,7 +126,7 @@ class Mover:
         del self._under_way[vm.number, pair]
         vm.queues[pair] = replace(vm.queues[pair], former=state.NONE)
         self.engine.publish()
-        vm.watch()
+        vm.rings.watch()
         if journey.then is not None:
             worker, shared = journey.then
             self.move(vm, pair, worker, shared=shared)

@@ -2,12 +2,11 @@
 """One VM port of a running engine: its configuration, its session, its rows.
 
 It is the `Owner` of its connection: `follow` turns a vhost-user session into table entries, hands the rings over
-to the kernels and takes them back. While a ring runs a kernel owns its `ring_state`; before and after, this file.
+to the kernels and takes them back (rings.py).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import state
 from vmq.engine.following import Following
+from vmq.engine.rings import Rings
+from vmq.engine.said import SILENCE_SECONDS, Said
 from vmq.errors import ProtocolError
 from vmq.filters import Filter
 from vmq.jit import at
@@ -27,21 +28,14 @@ from vmq.publisher import PortEntry, QueueEntry, RingEntry
 from vmq.vhost.memory import Mapping, is_empty
 from vmq.vhost.message import Region
 from vmq.vhost.port import Port
-from vmq.vhost.session import Area, Offer, Session, obstacle, remedy, ring_placement
+from vmq.vhost.session import Offer, Session, obstacle, remedy
 
 if TYPE_CHECKING:
     from vmq.engine.engine import Engine
     from vmq.engine.queues import UplinkQueues
 
 Rows = npt.NDArray[Any]
-_RING_FEATURES = (
-    (virtio.VIRTIO_RING_F_EVENT_IDX, state.RING_EVENT_IDX),
-    (virtio.VIRTIO_RING_F_INDIRECT_DESC, state.RING_INDIRECT),
-    (virtio.VIRTIO_NET_F_MRG_RXBUF, state.RING_MERGEABLE),
-)
 DEFAULT_MTU = 1500
-SILENCE_SECONDS = 60.0
-LINES_MAX = 8
 STATES_MAX = 32  # that are told of one VM port in SILENCE_SECONDS
 
 
@@ -51,25 +45,6 @@ def prefix_of(text: str) -> tuple[int, int]:
     bits = ((1 << int(length)) - 1) << (48 - int(length))
     mask = int.from_bytes(bits.to_bytes(6, "big"), "little")
     return mask, mac_number(address) & mask
-
-
-class Said:
-    """Lines of one VM port in the log: each once a minute, and not too many of them."""
-
-    def __init__(self) -> None:
-        self._lines: set[str] = set()
-        self._since = 0.0
-
-    def fresh(self, line: str) -> bool:
-        """Whether to say it now."""
-        now = time.monotonic()
-        if now - self._since > SILENCE_SECONDS:
-            self._since = now
-            self._lines.clear()
-        if line in self._lines or len(self._lines) >= LINES_MAX:
-            return False
-        self._lines.add(line)
-        return True
 
 
 class Vm:
@@ -98,10 +73,8 @@ class Vm:
         self._said = Said()
         self._memory: set[int] = set()  # addresses of what is mapped
         self._gone: set[int] | None = None  # of it, what was there when a file was found truncated
-        self._rings: dict[int, tuple[RingEntry, RingEntry]] = {}
+        self.rings = Rings(self)
         self._regions: tuple[tuple[int, int, int], ...] = ()
-        self._wanted: dict[int, int] = {}  # kicks of the rings that run
-        self._kicks: dict[int, tuple[int, int]] = {}  # those that are watched, and by which processor
         where = f"{engine.where}: [vm.{name}] socket"
         self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
         self.port.changed = self._changed
@@ -154,41 +127,23 @@ class Vm:
             learn=learn,
             learn_left=self.room if learn else 0,
             regions=self._regions,
-            rings=self._rings,
+            rings=self.rings.entries,
         )
 
     # --- Owner: what the connection asks ---------------------------------------------------------------------
 
     def follow(self, session: Session, mappings: dict[Region, Mapping]) -> dict[int, int]:
         """See `vhost.connection.Owner`."""
-        before = self._started
+        before = self.rings.started
         regions = [mappings[region] for region in session.regions]
         self._regions = tuple(sorted((one.region.gpa, one.region.size, one.host) for one in regions))
         if session.started and not before:
             self._clear_fault()  # before guest memory is read: it may be gone
-        entries = {index: self._ring(session, index, mappings) for index in session.started}
-        for index in set(entries) - before:
-            self._begin(index, entries[index], session.rings[index].base)
-        none = RingEntry()
-        self._rings = {
-            pair: (entries.get(2 * pair, none), entries.get(2 * pair + 1, none))
-            for pair in {index // 2 for index in entries}
-        }
+        self.rings.follow(session, mappings)
         self.engine.publish()
-        self._wanted = {i: session.rings[i].kick for i in entries if i % 2 and session.rings[i].kick >= 0}
-        self.watch()
+        self.rings.watch()
         self._tell_state()
-        return {index: int(self._state(index)["next_avail"]) for index in before - set(entries)}
-
-    @property
-    def _started(self) -> set[int]:
-        """The rings that the kernels have."""
-        return {
-            2 * pair + half
-            for pair, rings in self._rings.items()
-            for half, ring in enumerate(rings)
-            if ring.running
-        }
+        return {index: int(self.rings.state(index)["next_avail"]) for index in before - self.rings.started}
 
     def mapped(self, mapping: Mapping) -> None:
         """See `vhost.connection.Owner`."""
@@ -214,66 +169,6 @@ class Vm:
         """See `vhost.connection.Owner`."""
         self.fail(f"{error.rule}: {error.wrong}", error.remedy)
 
-    # --- rings ---------------------------------------------------------------------------------------------
-
-    def _state(self, index: int) -> np.void:
-        row: np.void = self.engine.segment.rows["ring_state"][2 * self.first_queue + index]
-        return row
-
-    def _ring(self, session: Session, index: int, mappings: dict[Region, Mapping]) -> RingEntry:
-        def host(area: Area) -> int:
-            return mappings[area.region].host + area.offset
-
-        ring, place = session.rings[index], ring_placement(session, index)
-        return RingEntry(
-            running=True,
-            enabled=session.enabled(index),
-            size=ring.size,
-            desc=host(place.desc),
-            avail=host(place.avail),
-            used=host(place.used),
-            features=sum(flag for bit, flag in _RING_FEATURES if session.acked(bit)),
-            call_fd=ring.call,
-            error_fd=ring.err,
-            polled=index % 2 == 1 and ring.kick < 0,
-        )
-
-    def _begin(self, index: int, entry: RingEntry, base: int) -> None:
-        """Hand a ring to the kernels: where it stands, as the front-end and guest memory say."""
-        row = self._state(index)
-        used = at(entry.used, 1, virtio.vring_used)[0]
-        # The used index is read from guest memory, never assumed: the driver counts on (vhost-user.md, hazard 3).
-        stands = int(used["idx"])
-        row["next_used"] = row["shown"] = stands
-        # DPDK's virtio_user, listening, says 0 after its back-end was away, though its rings go on. Chains are used in
-        # order: all before the used index are done, and none after it.
-        row["next_avail"] = base & state.M16 or stands
-        row["first"], row["asleep"], row["region"] = 1, 0, state.NONE
-        row["owed"] = row["indicated"] = 0
-        if not entry.features & state.RING_EVENT_IDX:
-            receive = index % 2 == 0  # nobody waits for receive buffers
-            used["flags"] = virtio.VRING_USED_F_NO_NOTIFY if receive else 0
-
-    def watch(self) -> None:
-        """Have processors watch the kicks of the from_guest rings that run; nobody those of a queue on its way."""
-        workers = self.engine.workers
-        entries = {index: self.queues[index // 2] for index in self._wanted}
-        wanted = {
-            index: (fd, entries[index].worker)
-            for index, fd in self._wanted.items()
-            if entries[index].former == state.NONE
-        }
-        for index, (fd, worker) in list(self._kicks.items()):
-            if wanted.get(index) != (fd, worker):
-                workers[worker].forget(fd)
-                del self._kicks[index]
-        for index, (fd, worker) in wanted.items():
-            if index not in self._kicks:
-                workers[worker].watch(fd)
-                self._kicks[index] = fd, worker
-        for worker in {worker for _, worker in wanted.values()}:
-            os.eventfd_write(workers[worker].doorbell, 1)  # a kick may have come before we watched
-
     # --- receive queues --------------------------------------------------------------------------------------
 
     @property
@@ -283,7 +178,7 @@ class Vm:
 
     def started(self, pair: int) -> bool:
         """Whether a driver has started a queue pair."""
-        return any(ring.running for ring in self._rings.get(pair, ()))
+        return any(ring.running for ring in self.rings.entries.get(pair, ()))
 
     def renew(self, pair: int) -> None:
         """Another generation: what is on its way to this receive queue is dropped."""
@@ -399,7 +294,7 @@ class Vm:
     @property
     def running(self) -> list[int]:
         """Receive queues whose to_guest ring runs and is enabled."""
-        return [pair for pair, rings in self._rings.items() if rings[0].running and rings[0].enabled]
+        return [pair for pair, rings in self.rings.entries.items() if rings[0].running and rings[0].enabled]
 
     @property
     def state(self) -> str:
@@ -426,7 +321,7 @@ class Vm:
 
         A front-end that maps its memory privately sends us the file all the same, and it stays empty.
         """
-        ring = self._rings[0][0] if 0 in self._rings else RingEntry()
+        ring = self.rings.entries[0][0] if 0 in self.rings.entries else RingEntry()
         if not ring.running or not self.queue_rows()[0]["to_guest_drops"][state.TO_GUEST_NO_BUFFER]:
             return False
         posted = int(at(ring.avail, 1, virtio.vring_avail)[0]["idx"])
