@@ -69,10 +69,10 @@ def idle(runs: int) -> dict[str, Figure]:
 
 
 @contextmanager
-def on_guest_processor() -> Iterator[None]:
-    """This thread runs where guests run."""
+def on_processor(cpu: int) -> Iterator[None]:
+    """This thread runs there."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {GUEST_CPU})
+    os.sched_setaffinity(0, {cpu})
     try:
         yield
     finally:
@@ -83,7 +83,7 @@ def wake_up(runs: int) -> dict[str, Figure]:
     """µs from a guest's kick after a second of silence until its neighbour's call; in turn, the floor of this machine."""
     compile_probe()
     ours, floor = [], []
-    with running(2) as (_, (sender, receiver)), echoing(ENGINE_CPU) as probe, on_guest_processor():
+    with running(2) as (_, (sender, receiver)), echoing(ENGINE_CPU) as probe, on_processor(GUEST_CPU):
         for _ in range(runs):
             ours.append(one_wake_up(sender, receiver))
             with suppress(BlockingIOError):

@@ -247,7 +247,8 @@ def test_an_address_of_many_vlans_is_one_near_miss(segment: Segment):
     """The first of its VM ports; the search stays short, however many share it."""
     publisher = Publisher(segment)
     ports = [
-        PortEntry(number, number, (QueueEntry(0),), state.NONE, number + 1, (0x0254,), 1514) for number in range(300)
+        PortEntry(number, number, (QueueEntry(0),), state.NONE, number + 1, (0x0254,), 1514)
+        for number in range(300)
     ]
     publisher.publish(ports, [])
     tables = at(int(segment.engine["tables"]), 1, state.tables)[0]

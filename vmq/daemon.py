@@ -17,12 +17,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import asdict
 
 from vmq.config import Config, load
+from vmq.control.capture import capture
 from vmq.control.contracts import Contracts
 from vmq.control.explain import explain
+from vmq.control.histograms import measure
 from vmq.control.schema import Function, bound, schema
 from vmq.control.server import Server
 from vmq.control.session import subscribe
@@ -30,7 +33,8 @@ from vmq.control.views import show
 from vmq.dataplane import faults
 from vmq.dataplane.classify import slot_of
 from vmq.engine.engine import Engine
-from vmq.errors import ConfigError, HostError, VmqError
+from vmq.engine.observed import compile_captures
+from vmq.errors import ApiError, ConfigError, HostError, VmqError
 from vmq.jit import compile_for, watch_compilation
 from vmq.placement import choose, devices
 from vmq.topology import read
@@ -57,6 +61,7 @@ def compile_kernels(*others: Callable[[], None]) -> int:
         faults.on_sigbus()
         compile_for(slot_of, "int64", "int64", "int64")
         compile_sink()
+        compile_captures()
         for other in others:
             other()
     if names and sys.stderr.isatty():
@@ -104,9 +109,23 @@ class Daemon:
             "show": lambda _, asked: show(engine, asked.what),
             "explain": lambda _, asked: explain(engine, asdict(asked)),
             "events": lambda _, asked: engine.journal.since(asked.since),
+            "prove": lambda _, asked: self._prove(asked.vm, asked.pairs),
+            "proof": lambda _, __: self._proof(),
             "subscribe": lambda session, asked: subscribe(engine.journal, session, asked.since),
+            "capture": lambda session, asked: capture(engine, session, asked),
+            "measure": lambda _, asked: measure(engine, asked),
             **Contracts(engine).functions(),
         }
+
+    def _prove(self, vm: str, pairs: int) -> dict[str, str]:
+        self.engine.proving.start(vm, pairs)
+        return {"status": "SUCCESS"}
+
+    def _proof(self) -> dict[str, Any]:
+        proof = self.engine.proving.proof
+        if proof is None:
+            raise ApiError("NOT_FOUND", "nothing has been measured yet", "vmq doctor --prove VM")
+        return proof.record()
 
     async def serve(self) -> None:
         """Open, serve until told to stop, close."""
@@ -141,11 +160,7 @@ class Daemon:
     def reload(self) -> None:
         """Read the file again; on any error of the operator's the old configuration stays in force."""
         try:
-            new = load(self.path)
-            fixed = [key for key in ("api", "processors", "group") if self._differs(new, key)]
-            if fixed:
-                where = f"{self.path}: [engine] {fixed[0]}"
-                raise ConfigError(where, "it cannot change while vmq runs", "restart vmq run")
+            new = self._read_again()
             actions = self.engine.reconfigure(new)
             self.config = new
             LOG.warning("reloaded: %s", _count(len(actions), "change"))
@@ -153,6 +168,19 @@ class Daemon:
             LOG.error("reload refused, the old configuration stays in force: %s", error)  # noqa: TRY400 - said in words
         except Exception as problem:  # noqa: BLE001 - half a change is ours: the process ends, and says why
             self._failed(problem)
+
+    def _read_again(self) -> Config:
+        """The file as it is now; a refusal is in the journal, where whoever changed the file looks for it."""
+        try:
+            new = load(self.path)
+            fixed = [key for key in ("api", "processors", "group") if self._differs(new, key)]
+            if fixed:
+                where = f"{self.path}: [engine] {fixed[0]}"
+                raise ConfigError(where, "it cannot change while vmq runs", "restart vmq run")
+        except VmqError as error:
+            self.engine.journal.tell("configured", actions=0, wrong=str(error), remedy=error.remedy)
+            raise
+        return new
 
     def _differs(self, new: Config, key: str) -> bool:
         return bool(getattr(new.engine, key) != getattr(self.config.engine, key))

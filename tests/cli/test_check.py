@@ -33,6 +33,7 @@ EFFECTIVE = """\
 api = "/run/vmq/api.sock"  # default
 processors = "0"
 # group is left open
+guard = true  # default
 placement = "static"  # default
 
 [uplink."w.an"]
@@ -110,6 +111,7 @@ def test_check_in_json_has_the_words_of_the_file(vmq, file) -> None:
         "api": "/run/vmq/api.sock",
         "processors": [0],
         "group": None,
+        "guard": True,
         "placement": "static",
     }
     assert printed["uplink"]["w.an"]["kind"] == "pcap"

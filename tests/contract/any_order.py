@@ -411,4 +411,9 @@ class AnyOrder(RuleBasedStateMachine):
             self.go(name)
         registry, double = self.bench.contract._registry, self.bench.double
         assert (len(registry.queues), len(registry.filters), registry.rivals._filters) == (0, 0, {})
-        assert (double.grants, double.filters, double.running, double.stopping) == ({}, {}, {0, DROP_QUEUE}, set())
+        assert (double.grants, double.filters, double.running, double.stopping) == (
+            {},
+            {},
+            {0, DROP_QUEUE},
+            set(),
+        )

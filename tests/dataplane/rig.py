@@ -563,7 +563,7 @@ class Rig:
         while tail < int(ring["head"]):
             place = int(ring["data"]) + tail % size
             record = at(place, 48, np.uint8).tobytes()
-            total, length, _vid, tci, tagged = struct.unpack("<qqqii", record[:32])
+            total, length, _vid, tci, tagged = struct.unpack("<qiiii", record[:24])
             if total < 0:
                 tail -= total
                 continue

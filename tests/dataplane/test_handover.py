@@ -420,7 +420,7 @@ def test_the_ring_is_a_queue(sizes, takes):
             row["piece_first"], row["piece_count"] = 1, int(scattered)
             pieces[1] = (address_of(data) + head, bytes_ - head)
             row["tci"], row["tagged"], row["vid"], row["source"], row["uplink"] = 5, 1, 5, 2, 3
-            if push(address, row, pieces, int64(number), int64(0)):
+            if push(address, row, pieces, int64(number), int64(0), int64(0)):
                 model.append(data.tobytes())
             else:
                 need = (48 + bytes_ + 15) // 16 * 16

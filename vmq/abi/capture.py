@@ -55,9 +55,7 @@ enhanced_block = layout(
     ("type", u32), ("length", u32),
     ("interface", u32), ("high", u32), ("low", u32), ("captured", u32), ("original", u32),
 )  # fmt: skip
-enhanced_tail = layout(
-    16, ("code", u16), ("code_length", u16), ("flags", u32), ("end", u32), ("length", u32)
-)
+enhanced_tail = layout(16, ("code", u16), ("code_length", u16), ("flags", u32), ("end", u32), ("length", u32))
 OPTION_EPB_FLAGS = 2
 INBOUND, OUTBOUND = 1, 2
 obsolete_body = packed(

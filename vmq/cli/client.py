@@ -4,7 +4,8 @@ r"""Asking a running engine: one connection, one question, one answer.
     us   {"api": 1, "method": "show", "params": {"what": "vms"}}\n
     it   {"result": …}\n    or    {"error": {"status": …, "message": …, "remedy": …}}\n
 
-Only `follow` goes on: after the answer come events, a line each, for as long as there are some.
+`follow` and `capturing` go on: after the answer come events, or pieces of a capture, a line each, for as long as there
+are some.
 
 The socket is a UNIX stream socket, and its permissions decide who may ask. What answers is trusted no further
 than its size: an answer is bounded, waited for a bounded time, and must have the shape above.
@@ -12,12 +13,13 @@ than its size: an answer is bounded, waited for a bounded time, and must have th
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from vmq import API_SOCKET
 from vmq.cli.grammar import CONFIG
@@ -67,6 +69,39 @@ def follow(path: str | None, since: int) -> Iterator[dict[str, Any]]:
         f"{path}: the engine has ended, or told more than was read",
         "Follow again; --since NUMBER goes on after the last event that was seen",
     )
+
+
+class Pieces:
+    """A capture as the engine tells it: pieces of a file, until it is whole."""
+
+    def __init__(self, path: str, connection: socket.socket, lines: BinaryIO) -> None:
+        self.path, self._connection, self._lines = path, connection, lines
+
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        """(bytes, frames lost so far)."""
+        while line := self._lines.readline(ANSWER_MAX):
+            try:
+                record = json.loads(line)["capture"]
+                piece = base64.b64decode(record["blocks"]), int(record["lost"])
+            except (ValueError, LookupError, TypeError):
+                raise _strange("what the engine tells is no capture") from None
+            yield piece
+
+    def enough(self) -> None:
+        """Ask for what is left. It may be called at any time, and does not fail."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def capturing(path: str | None, **params: Any) -> Iterator[Pieces]:
+    """A capture that runs; parameters that are None are left out."""
+    path = path or default_path()
+    with _reached(path), _connection(path) as connection, connection.makefile("rb") as lines:
+        connection.sendall(_question("capture", params))
+        _result(path, lines.readline(ANSWER_MAX))
+        connection.settimeout(None)
+        yield Pieces(path, connection, lines)
 
 
 def _event(line: bytes) -> dict[str, Any]:

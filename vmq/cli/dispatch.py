@@ -20,12 +20,15 @@ from collections.abc import Sequence
 from vmq import __version__
 from vmq.cli import (
     capabilities,
+    capture,
     check,
     completion,
     doctor,
     events,
     explain,
     filters,
+    measure,
+    metrics,
     plan,
     queues,
     run,
@@ -54,9 +57,9 @@ def build_parser() -> Parser:
         "--print-capabilities", action="store_true", help="what this vhost-user back-end can do, as JSON"
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (run, check, plan, show, queues, filters, capabilities, events, explain, doctor):
+    for group in (run, check, plan, show, queues, filters, capabilities, events, explain, capture, measure):
         group.add(verbs)
-    for group in (snippet, completion):
+    for group in (metrics, doctor, snippet, completion):
         group.add(verbs)
     parser.set_defaults(verbs=verbs.choices)
     return parser

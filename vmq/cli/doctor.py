@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmq.cli.client import ask
 from vmq.cli.grammar import CONFIG, FILES, VMS, Parser, Verbs, add_api, add_json, add_verb, offer
+from vmq.cli.prove import prove
 from vmq.errors import ApiError, ConfigError
 from vmq.table import plain
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vmq.config import Config
     from vmq.doctor import Finding, Report, Situation
 
+PAIRS = 16  # of samples
 PLURAL = {"error": "errors", "warning": "warnings", "note": "notes"}
 
 
@@ -49,6 +51,10 @@ def add(verbs: Verbs) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--fix", action="store_true", help="show what would fix it, ask, and do it")
     how.add_argument("--undo", action="store_true", help="take the last fix back")
+    option = how.add_argument(
+        "--prove", metavar="VM", help="measure this VM with and without a receive queue of its own"
+    )
+    offer(option, VMS)
     parser.add_argument("--all", action="store_true", help="with --fix: also what is found, but not certain")
     parser.add_argument("-y", "--yes", action="store_true", help="with --fix or --undo: without asking")
     add_api(parser)
@@ -68,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     ):
         if given:
             raise ConfigError(f"vmq doctor {option}", "says nothing alone", "Add --fix")
+    if args.prove is not None:
+        return prove(args.api, args.prove, PAIRS, as_json=args.json)
     see = look(args)
     if args.vm is not None and args.vm not in {port.name for port in see.ports}:
         others = ", ".join(port.name for port in see.ports) or "none"

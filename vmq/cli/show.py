@@ -19,6 +19,7 @@ from typing import Any
 
 from vmq.cli.client import ask
 from vmq.cli.grammar import QEMU_IS, Verbs, add_api, add_json, add_verb, seconds, shortened
+from vmq.cli.histogram import frames_text, picture, time_text
 from vmq.errors import ApiError
 from vmq.table import Row, table, wants_colour
 
@@ -32,6 +33,7 @@ COLUMNS = {
     "bytes_to_wire drops",
     "misses": "kind mac vlan uplink vm count remedy",
     "settings": "of name requested effective why",
+    "histograms": "vm queue measured frames p50_ns p99_ns p999_ns",
     "processors": "cpu state thread vms queues bursts sleeps wakeups busy_ratio why",
 }
 CLEAR = "\x1b[H\x1b[2J"
@@ -101,6 +103,9 @@ def _following(row: Row) -> Iterator[str]:
 
 
 def _notes(row: Row) -> Iterator[str]:
+    if "latency_below_ns" in row:
+        yield from picture("latency", row["latency"], row["latency_below_ns"], time_text)
+        yield from picture("batches", row["batches"], row["batches_below"], frames_text)
     mode = row.get("mode")
     if mode in QEMU_IS and row.get("state") in {"listening", "connecting"}:
         yield f"mode: {mode} (QEMU is the {QEMU_IS[mode]})"

@@ -52,6 +52,12 @@ class Engine(Record, frozen=True, kw_only=True):
         | None
     ) = None
     group: Annotated[str, says("the name of the group that owns the sockets, QEMU's")] | None = None
+    guard: Annotated[
+        bool,
+        says(
+            "true or false: whether a VM that its own receive queue makes slower falls back to the default queue"
+        ),
+    ] = True
     placement: Annotated[
         Literal["static", "dynamic"],
         says('"static" or "dynamic": whether VMs move to other processors as load comes and goes'),

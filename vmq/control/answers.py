@@ -48,6 +48,20 @@ class Subscribed(msgspec.Struct):
     number: int
 
 
+class Capturing(msgspec.Struct):
+    """From here on the connection is a capture, one line a piece: {"capture": …}, a CapturePiece."""
+
+    interfaces: list[str]
+
+
+class CapturePiece(msgspec.Struct):
+    """Whole blocks of a pcapng file, in base64; so many frames were captured so far, and so many lost by the capture."""
+
+    blocks: str
+    captured: int
+    lost: int
+
+
 class CompletionRecord(msgspec.Struct):
     """What became of one receive queue of a batch: SUCCESS, RESOURCES or INVALID_PARAMETER."""
 
@@ -105,6 +119,32 @@ class CapabilitiesRecord(msgspec.Struct):
 class GlobalRecord(msgspec.Struct):
     enabled_queue_types: list[str]
     enabled_filter_types: list[str]
+
+
+class VerdictRecord(msgspec.Struct, kw_only=True):
+    """What a measurement says. Costs are medians in ns a frame, with the median distance from them."""
+
+    answer: str
+    why: str
+    own: float
+    plain: float
+    own_spread: float
+    plain_spread: float
+    ratio: float
+    pairs: int
+    slower_in: int
+    error: float
+
+
+class ProofRecord(msgspec.Struct, kw_only=True):
+    """A measurement: samples so far, and what came of them."""
+
+    vm: str
+    running: bool
+    done: int
+    wanted: int
+    verdict: VerdictRecord | None
+    wrong: str
 
 
 Rows = list[dict[str, Any]]  # of `vmq show`: their members are those of the version that runs
@@ -179,6 +219,14 @@ class QueueSwap(Event, tag="queue_swap", kw_only=True):
     why: str
 
 
+class Guarded(Event, tag="guard", kw_only=True):
+    """A VM is served by its own receive queue or (plain) by the default queue from now on, as measured."""
+
+    vm: str
+    path: str
+    why: str
+
+
 class Configured(Event, tag="configured", kw_only=True):
     """A configuration was brought about, or refused."""
 
@@ -237,6 +285,7 @@ AnyEvent = (
     | QueueLack
     | Moved
     | QueueSwap
+    | Guarded
     | Configured
     | QueueState
     | DmaStopped

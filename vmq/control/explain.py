@@ -31,6 +31,7 @@ from vmq.abi.ethernet import (
     mac_number,
     mac_text,
 )
+from vmq.control.filtered import Frame, claim
 from vmq.control.misses import of_vm
 from vmq.control.views import drops, last_error
 from vmq.dataplane import state
@@ -51,6 +52,8 @@ class Question:
     tag: int | None = None  # VLAN id of its tag
     length: int | None = None  # without tag
     truncated: bool = False  # it ends inside its tag
+    data: bytes | None = None  # all of it, without tag
+    tci: int | None = None  # of its tag
     vm: Vm | None = None  # who sends it; None: the wire
     uplink: str | None = None
 
@@ -61,6 +64,7 @@ class Decision:
 
     drop: str = ""
     vms: list[Vm] = field(default_factory=list)
+    pair: int = 0  # of the one VM: which of its receive queues
     to_wire: bool = False
     steps: list[str] = field(default_factory=list)
     remedy: str | None = None
@@ -128,6 +132,9 @@ def _of_bytes(text: object) -> Question:
         question.truncated = len(frame) < ETH_HLEN + VLAN_HLEN
         question.tag = int.from_bytes(frame[ETH_HLEN : ETH_HLEN + 2], "big") & VLAN_VID_MASK
         question.length = len(frame) - VLAN_HLEN
+        question.tci = int.from_bytes(frame[ETH_HLEN : ETH_HLEN + 2], "big")
+        frame = frame[:ETH_TYPE_OFFSET] + frame[ETH_TYPE_OFFSET + VLAN_HLEN :]
+    question.data = frame
     return question
 
 
@@ -223,12 +230,14 @@ def _may_learn(vm: Vm, mac: int) -> bool:
 def decide(engine: Engine, question: Question, vid: int, decision: Decision) -> None:
     """Find the receive queues, as dataplane/classify.py does."""
     from_guest, uplink, steps = question.vm is not None, question.uplink, decision.steps
-    text = mac_text(question.mac)
-    if question.mac & MAC_GROUP_BIT:
-        if question.mac & LINK_LOCAL_MASK == LINK_LOCAL_VALUE and not _forwards(engine, uplink):
-            decision.drop = "link_local"
-            decision.remedy = f'set link_local = "forward" in [uplink.{uplink}]' if uplink else None
-            return
+    text, group = mac_text(question.mac), question.mac & MAC_GROUP_BIT
+    if group and question.mac & LINK_LOCAL_MASK == LINK_LOCAL_VALUE and not _forwards(engine, uplink):
+        decision.drop = "link_local"
+        decision.remedy = f'set link_local = "forward" in [uplink.{uplink}]' if uplink else None
+        return
+    if _claimed(engine, question, vid, decision):
+        return
+    if group:
         members = [vm for vm in engine.vms.values() if _in(vm, vid, uplink)]
         decision.vms = [vm for vm in members if vm is not question.vm]
         decision.to_wire = from_guest and uplink is not None
@@ -252,6 +261,27 @@ def decide(engine: Engine, question: Question, vid: int, decision: Decision) -> 
         steps.append(f"it leaves through uplink {uplink}")
     if not decision.vms and not decision.to_wire:
         decision.drop = "no_filter" if from_guest else "default_queue"
+
+
+def _claimed(engine: Engine, question: Question, vid: int, decision: Decision) -> bool:
+    """Whether a generic filter takes it."""
+    queues = engine.queues.get(question.uplink, engine.queues[None])
+    frame = question.data and Frame(_asked(question), question.tci, vid, question.vm is not None)
+    found = claim(queues.effects, frame or None, question.vm, decision.steps)
+    if found is None:
+        return False
+    decision.steps.append(found.words)
+    decision.pair = found.pair
+    if found.vm is None:
+        decision.drop = "drop_queue"
+    else:
+        decision.vms = [found.vm]
+    return True
+
+
+def _asked(question: Question) -> bytes:
+    """Its bytes, to the destination that was asked for."""
+    return question.mac.to_bytes(ETH_ALEN, "little") + (question.data or b"")[ETH_ALEN:]
 
 
 def _owner(engine: Engine, mac: int, vid: int, uplink: str | None) -> Vm | None:
@@ -320,14 +350,14 @@ def _answer(question: Question, vid: int, decision: Decision) -> Answer:
         "members": names,
         "to_wire": decision.to_wire,
     }
-    stands = [(vm, _obstacle(vm, question.length)) for vm in decision.vms]
-    decision.steps += [line for vm, (_, why, _) in stands for line in _behind(vm, why)]
+    stands = [(vm, _obstacle(vm, decision.pair, question.length)) for vm in decision.vms]
+    decision.steps += [line for vm, (_, why, _) in stands for line in _behind(vm, decision.pair, why)]
     reached = [vm for vm, (drop, _, _) in stands if not drop]
     if decision.drop:
         default = decision.drop == "default_queue"
         answer |= {"verdict": "default queue" if default else "dropped", "queue": 0 if default else None}
         answer["reason"] = f"{decision.drop}: {_SENTENCES[decision.drop]}"
-    elif question.mac & MAC_GROUP_BIT:
+    elif question.mac & MAC_GROUP_BIT and not decision.pair:
         answer["verdict"] = f"flooded to {_count(len(names))}" + (" and the wire" if decision.to_wire else "")
         missed = [f"{vm.name}: {why}" for vm, (drop, why, _) in stands if drop]
         answer["reason"] = f"not everybody gets it: {'; '.join(missed)}" if missed else ""
@@ -336,7 +366,7 @@ def _answer(question: Question, vid: int, decision: Decision) -> Answer:
     else:
         (vm,) = decision.vms
         drop, why, remedy = stands[0][1]
-        answer |= {"vm": vm.name, "queue": 0, "verdict": "delivered" if reached else "dropped"}
+        answer |= {"vm": vm.name, "queue": decision.pair, "verdict": "delivered" if reached else "dropped"}
         if drop:
             answer |= {"drop": drop, "reason": f"{drop}: {why}", "remedy": remedy}
     return answer
@@ -346,12 +376,12 @@ def _count(number: int) -> str:
     return f"{number} VM{'' if number == 1 else 's'}"
 
 
-def _obstacle(vm: Vm, length: int | None) -> tuple[str, str, str | None]:
+def _obstacle(vm: Vm, pair: int, length: int | None) -> tuple[str, str, str | None]:
     """(drop, why, remedy) of a VM that gets nothing now; empty if it would get the frame."""
     error = last_error(vm)
     if vm.fault:
         return "to_guest_not_running", state.FAULTS[vm.fault][1], error["remedy"] if error else None
-    if 0 not in vm.running:
+    if pair not in vm.running:
         remedy = (
             "start the VM: QEMU connects to "
             if vm.config.mode == "listen"
@@ -359,17 +389,19 @@ def _obstacle(vm: Vm, length: int | None) -> tuple[str, str, str | None]:
         )
         connected = vm.port.connection is not None
         known = (error["remedy"] if error else "") or "look into the guest: its driver starts the queue"
-        return "to_guest_not_running", vm.obstacle, known if connected else remedy + vm.config.socket
+        why = vm.obstacle or f"the guest has not enabled receive queue {pair}"
+        return "to_guest_not_running", why, known if connected else remedy + vm.config.socket
     if length is not None and length > vm.entry().frame_max:
         why = f"{length} bytes are more than the MTU of {vm.mtu} allows"
         return "to_guest_too_long", why, f"raise mtu of [vm.{vm.name}], or lower it at the sender"
     return "", "", None
 
 
-def _behind(vm: Vm, why: str) -> Iterator[str]:
+def _behind(vm: Vm, pair: int, why: str) -> Iterator[str]:
     """What stands behind a decision for a VM."""
-    cpu = vm.engine.workers[vm.worker].cpu
-    yield f"VM {vm.name}: {vm.state}, receive queue 0 on processor {cpu}" + (f"; {why}" if why else "")
+    cpu = vm.engine.workers[vm.queues[pair].worker].cpu
+    how = "default queue" if vm.queues[pair].shared else f"receive queue {pair}"
+    yield f"VM {vm.name}: {vm.state}, {how} on processor {cpu}" + (f"; {why}" if why else "")
     if duplicate := of_vm(vm).duplicate:
         yield f"VM {vm.name}: somebody on the wire sends from its address, {duplicate} frames so far"
     counted = drops(vm.queue_rows()["to_guest_drops"])

@@ -13,7 +13,7 @@ NDIS. A member of another name, or of another type, is refused before that: INVA
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ from vmq.contract import Parameters
 from vmq.contract.parameters import CHANGEABLE
 from vmq.control.words import FilterWords
 from vmq.errors import ApiError
+
+SNAPLEN_MAX = 1 << 18  # more than any frame
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -39,7 +41,7 @@ class Schema(Request):
 
 
 class Show(Request):
-    """The rows of one view: vms, queues, filters, uplinks, processors or misses."""
+    """The rows of one view: vms, queues, filters, uplinks, processors, misses, settings or histograms."""
 
     what: str = "vms"
 
@@ -54,6 +56,17 @@ class Explain(Request):
     hex: str | None = None
 
 
+class Prove(Request, kw_only=True):
+    """Begin to measure what a receive queue of its own is worth to a VM; `proof` says how far it is."""
+
+    vm: str
+    pairs: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+
+
+class ProofAsked(Request):
+    """The last measurement, done or under way."""
+
+
 class Events(Request):
     """What has happened since the record of a number; all that is kept, without one."""
 
@@ -64,6 +77,24 @@ class Subscribe(Request):
     """The same, and then what happens, for as long as the connection is read. It answers nothing else any more."""
 
     since: int = 0
+
+
+class Capture(Request, kw_only=True):
+    """Frames of a VM as a pcapng file in pieces, until this side of the connection is closed or the VM port goes."""
+
+    vm: str
+    queue: int | None = None  # left out: all of its receive queues
+    direction: Literal["to_guest", "from_guest", "both"] = "both"
+    snaplen: Annotated[int, msgspec.Meta(ge=1, le=SNAPLEN_MAX)] = (
+        SNAPLEN_MAX  # bytes of a frame that are kept
+    )
+
+
+class Measure(Request, kw_only=True):
+    """Measure how long frames to a VM are under way, or leave off. To begin once more is to begin anew."""
+
+    vm: str
+    on: bool = True
 
 
 class ClaimOwner(Request):

@@ -65,6 +65,10 @@ METHODS: dict[str, Declared] = {
     "explain": Declared(requests.Explain, dict[str, Any]),
     "events": Declared(requests.Events, answers.Rows),
     "subscribe": Declared(requests.Subscribe, answers.Subscribed, more=frozenset({"RESOURCES"})),
+    "capture": Declared(requests.Capture, answers.Capturing, more=frozenset({"RESOURCES"})),
+    "measure": Declared(requests.Measure, answers.Done),
+    "prove": Declared(requests.Prove, answers.Done, more=frozenset({"NOT_FOUND"})),
+    "proof": Declared(requests.ProofAsked, answers.ProofRecord, more=frozenset({"NOT_FOUND"})),
     "claim_owner": Declared(requests.ClaimOwner, answers.Claimed, more=frozenset({"RESOURCES"})),
     "hardware_capabilities": Declared(
         requests.HardwareCapabilities, answers.CapabilitiesRecord, Operation.HARDWARE_CAPABILITIES

@@ -23,7 +23,7 @@ from typing import Any, cast
 import msgspec
 
 from vmq.control.session import Session
-from vmq.control.stream import Overrun, Stream
+from vmq.control.stream import Overrun, Telling
 from vmq.errors import ApiError, VmqError
 from vmq.listener import Listener
 
@@ -131,7 +131,7 @@ class Server:
         await asyncio.gather(*clients, return_exceptions=True)
 
 
-async def _tell(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _tell(stream: Telling, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send what happens, until the client has gone, or says something: it takes the stream for a conversation."""
 
     def heard(reading: asyncio.Task[bytes]) -> None:
@@ -144,7 +144,7 @@ async def _tell(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.St
     reading.add_done_callback(heard)
     try:
         while records := await stream.take():
-            writer.write(b"".join(_line({"event": record}) for record in records))
+            writer.write(b"".join(_line({stream.word: record}) for record in records))
             await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
     finally:
         reading.cancel()

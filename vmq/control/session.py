@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from vmq.contract import CONFIG, Operation
 from vmq.contract.parameters import NAME_MAX
 from vmq.contract.status import refusal
-from vmq.control.stream import Stream
+from vmq.control.stream import Stream, Telling
 from vmq.engine.journal import Journal
 from vmq.errors import ApiError
 
@@ -35,7 +35,7 @@ class Session:
 
     def __init__(self) -> None:
         self.owner: str | None = None
-        self.stream: Stream | None = None  # if there is one, nothing else is answered
+        self.stream: Telling | None = None  # if there is one, nothing else is answered
         self.leaving = ExitStack()
 
     @property
@@ -47,9 +47,9 @@ def subscribe(journal: Journal, session: Session, since: int) -> dict[str, int]:
     """Make the connection a stream of events."""
     if len(journal.watchers) >= STREAMS_MAX:
         raise ApiError("RESOURCES", f"subscribe: {STREAMS_MAX} streams are open", "end one of them")
-    session.stream = Stream(journal, since)
-    session.leaving.callback(session.stream.close)
-    return {"number": session.stream.number}
+    stream = session.stream = Stream(journal, since)
+    session.leaving.callback(stream.close)
+    return {"number": stream.number}
 
 
 class Owners:

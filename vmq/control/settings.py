@@ -59,15 +59,23 @@ def of_vm(vm: Vm) -> list[Row]:
 
 
 def _own_queue(vm: Vm) -> Row:
-    own = vm.home.owns(vm)
     asked = "own" if vm.config.weight else "default"
-    return setting("receive_queue", asked, "own" if own else "default", "" if own else vm.lack)
+    effective = "default" if vm.queues[0].shared else "own"
+    return setting("receive_queue", asked, effective, "" if asked == effective else _why_shared(vm))
+
+
+def _why_shared(vm: Vm) -> str:
+    if not vm.home.owns(vm):
+        return vm.lack
+    if vm.engine.proving.busy == vm.name:
+        return "it is being measured both ways"
+    return vm.engine.guarding.fallen(vm)
 
 
 def _processor(vm: Vm) -> Row:
     effective = vm.engine.workers[vm.worker].cpu
     why = vm.engine.places[vm.name].why
-    if not vm.home.owns(vm):
+    if vm.queues[0].shared:
         why = "the processor of the default queue"
     elif vm.queues[0].former >= 0:
         why = "it is on its way there"
@@ -76,7 +84,7 @@ def _processor(vm: Vm) -> Row:
 
 def _written_by(vm: Vm) -> Row:
     """Who writes the payload: the word of the glossary is placement."""
-    if vm.home.owns(vm):
+    if not vm.queues[0].shared:
         return setting("placement", "direct", "switched", "direct placement is not available in this version")
     return setting("placement", "direct", "switched twice", "its frames go through the default queue")
 

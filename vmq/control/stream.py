@@ -10,10 +10,24 @@ the last number that it has read.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from vmq.engine.journal import LENGTH, Journal, Record
 
 WAITING = 2 * LENGTH  # all that the journal keeps, and as much again
+
+
+class Telling(Protocol):
+    """What a connection goes on with when nothing is asked any more: lines of one member, `word`."""
+
+    @property
+    def word(self) -> str: ...
+
+    async def take(self) -> list[Record]:
+        """What is to be told; waits until there is something. Nothing: it has ended."""
+
+    def end(self) -> None:
+        """The client has said that it wants no more."""
 
 
 class Overrun(Exception):
@@ -22,6 +36,8 @@ class Overrun(Exception):
 
 class Stream:
     """The records after a number, as they come."""
+
+    word = "event"
 
     def __init__(self, journal: Journal, since: int) -> None:
         self.number = journal.number

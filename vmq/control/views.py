@@ -17,6 +17,7 @@ import numpy as np
 from vmq.abi import virtio
 from vmq.abi.ethernet import mac_text
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
+from vmq.control.histograms import histogram_row
 from vmq.control.misses import misses
 from vmq.control.settings import of_vm, settings
 from vmq.dataplane import state
@@ -193,6 +194,8 @@ def uplink_row(engine: Engine, name: str) -> Row:
     row = {
         "name": name,
         "lanes": count,
+        "queues": engine.uplinks[name].config.queues,
+        "stale_ids": engine.queues[name].contract.stale_ids,
         **{
             key: int(rows[key].sum())
             for key in ("frames_from_wire", "bytes_from_wire", "frames_to_wire", "bytes_to_wire")
@@ -244,10 +247,12 @@ def show(engine: Engine, what: str) -> list[Row]:
         return misses(engine)
     if what == "settings":
         return settings(engine)
+    if what == "histograms":
+        return [histogram_row(vm, index) for vm in engine.vms.values() for index in _set_up(vm)]
     raise ApiError(
         "NOT_FOUND",
         f"nothing called {what!r} to show",
-        "one of vms, queues, filters, uplinks, processors, misses, settings",
+        "one of vms, queues, filters, uplinks, processors, misses, settings, histograms",
     )
 
 

@@ -430,14 +430,14 @@ byte_ring = layout(
     ("size", i64), ("data", i64), ("rest", u8, (48,)),
 )  # fmt: skip
 parcel = layout(
-    64,
+    48,
     ("size", i64),  # of the whole record, a multiple of 16; negative: skip to the start of the ring
-    ("length", i64),  # of the frame behind this header
-    ("vid", i64),
+    ("length", i32),  # of the frame behind this header
+    ("vid", i32),
     ("tci", i32), ("tagged", i32),
     ("queue", i32), ("generation", i32),  # queue NONE: passed over
     ("source", i32), ("uplink", i32),
-    ("taken", i64), ("spare", i64),  # w["taken"] of its round
+    ("taken", i64),  # w["taken"] of its round
 )  # fmt: skip
 
 # Where the account of a source lies: in the row of its receive queue or lane.

@@ -70,6 +70,7 @@ class Dynamics:
             return
         self._due = now + LOOK_SECONDS
         self.readings.read(now)
+        self.engine.guarding.look(now)
         if self.engine.config.engine.placement == "dynamic":
             self._balance(now)
         for name in self.engine.uplinks:
@@ -79,7 +80,11 @@ class Dynamics:
 
     def _balance(self, now: float) -> None:
         engine = self.engine
-        owners = [vm for vm in engine.vms.values() if vm.home.owns(vm)]
+        owners = [
+            vm
+            for name, vm in engine.vms.items()
+            if vm.home.owns(vm) and not engine.guarding.fallen(vm) and engine.proving.busy != name
+        ]
         total = dict.fromkeys(self.readings.loads, 0)
         for name, vm in engine.vms.items():
             total[engine.workers[vm.worker].cpu] += sum(self.readings.frames[name])
@@ -110,6 +115,8 @@ class Dynamics:
             self._scarce.pop(uplink, None)
             return
         queues = self.engine.queues[uplink]
+        if self.engine.proving.busy:
+            return  # a place that is taken away now would be a verdict on nothing
         claims = {
             name: Claim(
                 vm.config.weight, self.readings.frames[name][0] / self.readings.elapsed, queues.owns(vm)

@@ -25,9 +25,11 @@ from vmq.dataplane import faults, state
 from vmq.engine.announce import rarp
 from vmq.engine.changes import Changes, OpenedUplink
 from vmq.engine.dynamics import Dynamics
+from vmq.engine.guarding import Guarding
 from vmq.engine.journal import Journal
 from vmq.engine.mover import Mover
 from vmq.engine.plan import Action
+from vmq.engine.proving import Proving
 from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.engine.watchdog import Watchdog
@@ -68,6 +70,7 @@ class Engine:
         self.paused = False  # True: no lane receives yet
         self.default = 0  # the worker of the default queue
         self.changes, self.mover, self.dynamics = Changes(self), Mover(self), Dynamics(self)
+        self.proving, self.guarding = Proving(self), Guarding(self)
         self.queues: dict[str | None, UplinkQueues] = {None: UplinkQueues(self, None, None)}  # by uplink
         self._generations = itertools.count(1)
 
@@ -86,6 +89,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop everything and give everything back. It does not fail."""
+        self.proving.cancel()
         try:
             for name in list(self.vms):
                 self.changes.remove_vm(name)
@@ -156,6 +160,7 @@ class Engine:
         """Publish what is; go on when every processor has adopted it."""
         uplinks = [UplinkEntry(one.number, self._lanes(name)) for name, one in self.uplinks.items()]
         filters = [queues.effects.entry for queues in self.queues.values()]
+        self.segment.engine["measured"] = any(vm.observed.measured for vm in self.vms.values())
         epoch = self.publisher.publish([vm.entry() for vm in self.vms.values()], uplinks, filters)
         try:
             self.publisher.settle(epoch)

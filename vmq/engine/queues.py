@@ -66,6 +66,11 @@ class TableEffects:
         """The filters in effect, for the next version of the tables."""
         return replace(self._entry, uplink=self.engine.uplink_number(self.uplink))
 
+    @property
+    def in_effect(self) -> dict[int, Mapping[int, Filter]]:
+        """The same filters, by receive queue of the contract and id."""
+        return self._arranger.filters
+
     def target(self, queue: int) -> int:
         """What stands for a receive queue of the contract in the tables."""
         if queue in NOWHERE:
@@ -178,6 +183,8 @@ class UplinkQueues:
     def change(self, vm: Vm) -> None:
         """The configuration says something else now."""
         self.contract.set_parameters(CONFIG, vm.queue_id, self._wishes(vm))
+        if vm.config.weight == 0 and self.owns(vm):
+            self.give_up(vm)
         self.follow(vm)
 
     def follow(self, vm: Vm) -> None:

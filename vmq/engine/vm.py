@@ -18,7 +18,9 @@ from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import state
+from vmq.dynamic import Guard
 from vmq.engine.following import Following
+from vmq.engine.observed import Observed
 from vmq.engine.rings import Rings
 from vmq.engine.said import SILENCE_SECONDS, Said
 from vmq.errors import ProtocolError
@@ -62,6 +64,7 @@ class Vm:
         self.home: UplinkQueues = engine.queues.get(config.uplink, engine.queues[None])
         self.queue_id = -1  # of its first receive queue in the contract of its uplink
         self.filters: dict[int, tuple[int, Filter]] = {}  # its addresses: ids there, and what they mean
+        self.guard: Guard | None = None  # whether that queue is worth it
         self.lack = ""  # why it has no receive queue of its own
         self._counted: dict[int, np.void] = {}  # what counters stood at when they were cleared
         self.learned: list[int] = []
@@ -74,6 +77,7 @@ class Vm:
         self._memory: set[int] = set()  # addresses of what is mapped
         self._gone: set[int] | None = None  # of it, what was there when a file was found truncated
         self.rings = Rings(self)
+        self.observed = Observed(self)
         self._regions: tuple[tuple[int, int, int], ...] = ()
         where = f"{engine.where}: [vm.{name}] socket"
         self.port = Port(where, config.socket, config.mode, engine.group, self._offer, self)
@@ -127,7 +131,7 @@ class Vm:
             learn=learn,
             learn_left=self.room if learn else 0,
             regions=self._regions,
-            rings=self.rings.entries,
+            rings=self.observed.marked(self.rings.entries),
         )
 
     # --- Owner: what the connection asks ---------------------------------------------------------------------

@@ -109,6 +109,11 @@ class Arranger:
         else:
             del self._plain[key]
 
+    @property
+    def filters(self) -> dict[int, Mapping[int, Filter]]:
+        """By receive queue and id."""
+        return {queue: filters for queue, (filters, _) in self._filters.items()}
+
     def arranged(self) -> Arranged:
         """All of them, as `arrange` has them."""
         if not self._together:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `vmq explain` says of generic filters, and what then happens to the very frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.engine.running import MACS, PATIENCE, Running, until
+from vmq.abi.ethernet import mac_number
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
+from vmq.control.explain import explain
+from vmq.filters import Field, FieldTest, Filter, Kind
+
+TO = FieldTest(
+    Field.MAC_DESTINATION, Kind.MASK_EQUAL, mac_number("52:54:00:00:00:00"), mac_number("ff:ff:ff:00:00:00")
+)
+ANY = FieldTest(Field.MAC_DESTINATION, Kind.NOT_EQUAL, mac_number("02:00:00:00:00:00"))
+
+
+def of(kind: int, *tests: FieldTest, priority: int) -> Filter:
+    return Filter((ANY, FieldTest(Field.ETHERTYPE, Kind.EQUAL, kind), *tests), priority)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """a has a second receive queue for one type of frames; others are dropped, or left to addresses."""
+    with Running(tmp_path_factory.mktemp("filtered")) as one:
+        one.configure(a=one.vm("a", 1, queue_pairs=2), b=one.vm("b", 2), c=one.vm("c", 3))
+        contract = one.engine.contracts[""]
+        mine = one.do(contract.allocate, "x", {"vm": "a"})
+        one.do(contract.allocation_complete, "x", [mine])
+        one.do(contract.set_filter, "x", mine, of(0x9000, priority=5))
+        one.do(contract.set_filter, "x", DROP_QUEUE, of(0x9001, priority=6))
+        one.do(contract.set_filter, "x", DEFAULT_QUEUE, of(0x9002, priority=9))
+        one.do(contract.set_filter, "x", DROP_QUEUE, of(0x9002, priority=3))
+        one.do(
+            contract.set_filter,
+            "x",
+            DROP_QUEUE,
+            Filter((TO, FieldTest(Field.ETHERTYPE, Kind.EQUAL, 0x9003)), -1),
+        )
+        yield one
+
+
+def frame(to: str, source: str, kind: int) -> bytes:
+    return (bytes.fromhex((to + source).replace(":", "")) + kind.to_bytes(2, "big")).ljust(60, b"\x55")
+
+
+@pytest.mark.parametrize("kind", [0x9000, 0x9001, 0x9002, 0x9003, 0x9004])
+@pytest.mark.parametrize("to", [MACS[0], MACS[2], "ff:ff:ff:ff:ff:ff"])
+def test_what_is_said_of_a_frame_is_what_becomes_of_it(running: Running, kind: int, to: str):
+    data = frame(to, MACS[1], kind)
+    said = running.do(explain, running.engine, {"hex": data.hex(), "source": "b"})
+    with running.guest("a", queues=2) as a, running.guest("b") as b, running.guest("c") as c:
+        until(lambda: len(running.engine.vms["a"].running) == 2)
+        said = running.do(explain, running.engine, {"hex": data.hex(), "source": "b"})
+        before = running.show("queues", "b")["drops"].get("drop_queue", 0)
+        b.send([data])
+        assert b.sent(PATIENCE)
+        got = {
+            name: [(packet.queue, packet.frame) for packet in guest.receive_packets(2, 0.1)]
+            for name, guest in (("a", a), ("c", c))
+        }
+        dropped = running.show("queues", "b")["drops"].get("drop_queue", 0) - before
+    assert dropped == int(said["drop"] == "drop_queue")
+    reached = {name for name, packets in got.items() if packets}
+    assert reached == (set() if dropped else set(said["members"]))
+    if said["queue"] is not None and reached:
+        assert got[said["vm"]] == [(said["queue"], data)]
+
+
+def test_the_filter_that_takes_a_frame_is_named(running: Running):
+    said: dict[str, Any] = running.do(
+        explain, running.engine, {"hex": frame(MACS[2], MACS[1], 0x9000).hex(), "source": "b"}
+    )
+    assert (said["vm"], said["queue"]) == ("a", 1)
+    assert any("a filter of priority 5 takes it" in step and "0x9000" in step for step in said["steps"])
+
+
+def test_without_its_bytes_a_filter_is_named_and_not_decided(running: Running):
+    said = running.do(explain, running.engine, {"mac": MACS[2], "source": "b"})
+    assert said["members"] == ["c"]
+    assert any("which only its bytes can say" in step for step in said["steps"])
