@@ -26,7 +26,8 @@ from bench.stats import Figure
 from bench.systems import ENGINE_CPU, GUEST_CPU
 from tests.engine.running import Running
 from vmq.config import Vm as VmConfig
-from vmq.engine.queues import CONFIG, address_filter
+from vmq.contract import CONFIG
+from vmq.engine.queues import address_filter
 
 UPLINK = "source"
 STANDING = 1000  # filters that are there while others change
@@ -90,12 +91,15 @@ def port(folder: Path, number: int, pairs: int = 1) -> VmConfig:
 @contextlib.contextmanager
 def engine(cpus: tuple[int, ...] = (ENGINE_CPU,)) -> Iterator[Running]:
     """An engine on these processors; control runs where the guests do."""
-    with tempfile.TemporaryDirectory(prefix="vmq-bench-") as name, on_processor(GUEST_CPU):
-        with Running(Path(name), cpus) as running:
-            try:
-                yield running
-            finally:
-                running.configure()
+    with (
+        tempfile.TemporaryDirectory(prefix="vmq-bench-") as name,
+        on_processor(GUEST_CPU),
+        Running(Path(name), cpus) as running,
+    ):
+        try:
+            yield running
+        finally:
+            running.configure()
 
 
 @contextlib.contextmanager
@@ -249,7 +253,9 @@ def move() -> dict[str, float]:
         def go() -> None:
             for turn in range(MOVES):
                 goal = {"processor": cpus[(turn + 1) % 2]}
-                times.append(one.running.do(timed, partial(contract.set_parameters, CONFIG, vm.queue_id, goal)))
+                times.append(
+                    one.running.do(timed, partial(contract.set_parameters, CONFIG, vm.queue_id, goal))
+                )
                 time.sleep(MOVE_PAUSE_SECONDS)
 
         stopped, taken = one.gap(go)

@@ -15,8 +15,8 @@ as for 256. The recording is as large for one address as for 4096. Both reach pa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +115,13 @@ class Rings:
         desc, avail, _ = split_ring_bytes(size)
         used = -(-(place + desc + avail) // state.LINE) * state.LINE
         return RingEntry(
-            running=True, enabled=True, size=size, desc=place, avail=place + desc, used=used, features=FEATURES
+            running=True,
+            enabled=True,
+            size=size,
+            desc=place,
+            avail=place + desc,
+            used=used,
+            features=FEATURES,
         )
 
     def _post(self, size: int, buffers: int) -> None:
@@ -126,7 +132,10 @@ class Rings:
 
 
 class Core:
-    """One processor, one uplink that plays without end, `queues` guests. `macs`: of the guests, in turn; so `vlans`."""
+    """One processor, one uplink that plays without end, `queues` guests. `macs`: of the guests, in turn; so `vlans`.
+
+    With `sends`, guests have a transmit ring, too, in which nothing ever stands.
+    """
 
     def __init__(
         self,
@@ -137,6 +146,7 @@ class Core:
         vlans: Sequence[int] = (0,),
         filters: Sequence[FilterEntry] = (),
         shared: bool = False,
+        sends: bool = True,
         posted: int = POSTED,
     ) -> None:
         self.segment = Segment(1)
@@ -145,6 +155,7 @@ class Core:
         self._publisher = Publisher(self.segment)
         self._played = MemoryUplink("source", Memory(count=0, lossless=False), 1)
         self._played.play(played, 0)
+        self._sends = sends
         self.queues, self._guests = queues, [Rings(posted // queues) for _ in range(queues)]
         ports = [
             self._port(number, tuple(macs[number::queues]), vlans[number % len(vlans)], shared=shared)
@@ -170,7 +181,7 @@ class Core:
             macs=macs,
             frame_max=self._played.mtu + ETH_HLEN,
             regions=((GUEST_BASE, guest.length, guest.host),),
-            rings={0: (guest.receive, guest.transmit)},
+            rings={0: (guest.receive, guest.transmit if self._sends else RingEntry())},
         )
 
     def nanoseconds(self, spans: int = SPANS) -> float:
@@ -194,7 +205,7 @@ class Core:
         self.segment.close()
 
 
-def in_turn(makers: dict[str, Callable[[], Core]], runs: int) -> dict[str, Figure]:
+def in_turn(makers: Mapping[str, Callable[[], Core]], runs: int) -> dict[str, Figure]:
     """ns a frame of each core: one value each, again and again."""
     compile_kernels()
     values: dict[str, list[float]] = {name: [] for name in makers}

@@ -42,12 +42,12 @@ def generic_rows(count: int) -> npt.NDArray[Any]:
     return rows([(Filter((test,)), 0) for test in tests])
 
 
-def with_queues(queues: int, segment: int) -> Core:
+def with_queues(queues: int, segment: int = SEGMENT, *, sends: bool = True) -> Core:
     """So many guests, `segment` of them in a VLAN; a burst to one, then one to the next."""
     macs = [mac(number) for number in range(queues)]
     vlans = [1 + number // segment for number in range(queues)]
     played = recording(64, macs, in_runs(COUNT[64], queues), vlans)
-    return Core(played, macs, queues, vlans=vlans)
+    return Core(played, macs, queues, vlans=vlans, sends=sends)
 
 
 def with_guests(size: int, guests: int, shared: bool) -> Core:
@@ -77,9 +77,13 @@ def queues(runs: int) -> dict[str, Figure]:
 
     A round has room for 8192 copies (state.DELIVERIES): a segment of more than 128 guests shortens every burst.
     """
-    cores = {f"{count} receive queues": partial(with_queues, count, SEGMENT) for count in QUEUES}
-    together = {f"{max(QUEUES)}, all in one segment": partial(with_queues, max(QUEUES), max(QUEUES))}
-    return in_turn(cores | together, TIMES * runs)
+    most = max(QUEUES)
+    cores = {f"{count} receive queues": partial(with_queues, count) for count in QUEUES}
+    cores |= {
+        f"{most}, no guest has a transmit ring": partial(with_queues, most, sends=False),
+        f"{most}, all in one segment": partial(with_queues, most, most),
+    }
+    return in_turn(cores, TIMES * runs)
 
 
 def own(size: int, guests: int, runs: int) -> dict[str, Figure]:

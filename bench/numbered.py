@@ -143,7 +143,9 @@ def source(folder: Path, count: int) -> Pcap:
 class Followers:
     """Guests that are followed. `may`: for each of them the addresses whose frames it may get, its own first."""
 
-    def __init__(self, guests: Sequence[Guest], may: Sequence[Sequence[int]], count: int, look_ns: int = LOOK_NS) -> None:
+    def __init__(
+        self, guests: Sequence[Guest], may: Sequence[Sequence[int]], count: int, look_ns: int = LOOK_NS
+    ) -> None:
         compile_for(follow, "int64")
         self.arrived = np.zeros(NUMBERS, np.int64)
         self._clock, self._pause = np.zeros(1, timespec), np.zeros(1, timespec)

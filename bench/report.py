@@ -16,10 +16,8 @@ from bench.stats import Figure, ratio
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements.md"
-PARTS = (
-    "delivery",
-    "engine",
-)  # of the page: each between two marks, and replaced when all of its rows were measured
+# of the page: each between two marks, and replaced when all of its rows were measured
+PARTS = ("delivery", "engine", "cost", "contract")
 BAR_WIDTH, BAR_HEIGHT, LABEL_WIDTH = 360, 18, 230
 
 Rows = Mapping[str, Mapping[str, Figure]]
@@ -75,6 +73,18 @@ def engine_table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def cost_table(rows: Rows) -> str:
+    """ns a frame, and each line as a multiple of the first of its row."""
+    lines = ["| row | with | ns a frame | against the first |", "|---|---|---|---|"]
+    for name, parts in rows.items():
+        first, *_ = parts.values()
+        for part, figure in parts.items():
+            times = ratio(figure, first)
+            against = "-" if figure is first or times is None else f"{100 * (times - 1):+.0f} %"
+            lines.append(f"| {name} | {part} | {figure.text(1)} | {against} |")
+    return "\n".join(lines)
+
+
 def bars(rows: Rows) -> str:
     """The delivery figures as bars, SVG."""
     entries = [
@@ -107,7 +117,7 @@ def marks(part: str) -> tuple[str, str]:
 
 
 def page(old: str, part: str, table: str, about: Mapping[str, Any], runs: int) -> str:
-    """The page with the figures of one part replaced; its prose and the other part stay."""
+    """The page with the figures of one part replaced; its prose and the other parts stay."""
     machine = ", ".join(f"{key} {value}" for key, value in about.items())
     begin, end = marks(part)
     before, _, rest = old.partition(begin)

@@ -59,6 +59,8 @@ class QueueEntry:
     generation: int = 0
     gap: int = 0
     gather: int = 0
+    keep: int = 0
+    oldest: bool = False
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,7 @@ class _Builder:
             row["worker"], row["former"] = one.worker, one.former
             row["shared"], row["generation"] = one.shared, one.generation
             row["gap"], row["gather"] = one.gap, one.gather
+            row["keep"], row["oldest"] = one.keep, one.oldest
             if (one.gap or one.gather) and one.former == state.NONE:
                 self.moderated[one.worker].append(port.first_queue + index)
         for index, pair in port.rings.items():

@@ -24,6 +24,9 @@ from vmq.abi import capture as cap
         (cap.option_header, "HH", (1, 2)),
         (cap.enhanced_body, "IIIII", (1, 2, 3, 4, 5)),
         (cap.obsolete_body, "HHIIII", (1, 2, 3, 4, 5, 6)),
+        (cap.enhanced_block, "IIIIIII", (6, 2, 3, 4, 5, 6, 7)),
+        (cap.enhanced_tail, "HHIII", (2, 4, 1, 0, 60)),
+        (cap.statistics_body, "III", (1, 2, 3)),
     ],
 )
 def test_fields_have_the_order_and_width_of_the_format(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 
-from bench.report import PARTS, as_json, bars, delivery_table, engine_table, marks, page
+from bench.report import PAGE, PARTS, as_json, bars, cost_table, delivery_table, engine_table, marks, page
 from bench.stats import Figure
 
 ROWS = {
@@ -36,10 +36,29 @@ def test_page_keeps_its_prose_and_replaces_the_figures_of_one_part() -> None:
     assert new.startswith("words\n")
     assert new.endswith("between\n" + old.partition("between\n")[2])
     assert "old delivery" not in new
-    assert "old" not in both
+    assert "old engine" not in both
     assert "Machine: cpu x." in both
     assert "Machine: cpu y." in both
     assert page(both, "engine", engine_table(ALONE), {"cpu": "y"}, 5) == both
+
+
+def test_costs_are_compared_with_the_first_of_their_row() -> None:
+    rows = {
+        "filters": {"1": Figure.of([50.0]), "16": Figure.of([54.0, 55.0, 56.0])},
+        "own": {"own": Figure.of([40.0])},
+    }
+
+    assert cost_table(rows).splitlines()[2:] == [
+        "| filters | 1 | 50.0 | - |",
+        "| filters | 16 | 55.0 (54.0–56.0) | +10 % |",
+        "| own | own | 40.0 | - |",
+    ]
+
+
+def test_the_page_has_a_place_for_every_part() -> None:
+    text = PAGE.read_text()
+
+    assert all(text.count(mark) == 1 for part in PARTS for mark in marks(part))
 
 
 def test_bars_are_a_picture() -> None:

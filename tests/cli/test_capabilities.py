@@ -32,4 +32,4 @@ def test_a_capability_is_a_line_and_what_was_lost_is_seen(vmq, engine) -> None:
 
 def test_json_has_the_three_answers(vmq, engine) -> None:
     engine.answer(HARDWARE, CURRENT, TYPES)
-    assert json.loads(vmq("capab", "--json")[1]) == {"hardware": HARDWARE, "current": CURRENT, "global": TYPES}
+    assert json.loads(vmq("capa", "--json")[1]) == {"hardware": HARDWARE, "current": CURRENT, "global": TYPES}

@@ -62,6 +62,8 @@ learn_max = 8  # default
 # processor is left open
 queue_pairs = 16  # default
 weight = 100  # default
+overload = "drop-newest"  # default
+overload_frames = 256  # default
 indications = 0  # default
 indication_frames = 0  # default
 spoof_check = true  # default

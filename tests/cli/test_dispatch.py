@@ -29,6 +29,8 @@ SLOW = ("numpy", "numba", "llvmlite", "pyroute2", "rich", "asyncio", "vmq.datapl
         (["queue", "list"], 1, ("msgspec",)),
         (["filter", "set", "3", "mac_destination==52:54:00:00:00:01"], 1, ("msgspec",)),
         (["capabilities"], 1, ("msgspec",)),
+        (["capture", "web", "/nonexistent/file"], 1, ("msgspec",)),
+        (["metrics"], 1, ("msgspec",)),
     ],
 )
 def test_commands_of_loops_and_hooks_import_nothing_slow(
@@ -87,6 +89,9 @@ def test_version_and_help_are_done(vmq) -> None:
         "queue",
         "filter",
         "capabilities",
+        "capture",
+        "measure",
+        "metrics",
         "events",
         "explain",
         "doctor",

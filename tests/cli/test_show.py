@@ -197,3 +197,15 @@ def test_an_answer_that_is_no_list_of_rows_is_a_failure(vmq, engine, answer: obj
 def test_columns_are_fields_of_the_rows() -> None:
     """A table has no word that the JSON does not have."""
     assert set(show.COLUMNS["vms"].split()) <= set(WEB)
+
+
+def test_histograms_have_a_picture_below_their_row() -> None:
+    """Bins in the JSON, bars in the text."""
+    row = {
+        "vm": "web", "queue": 0, "measured": True, "frames": 3, "p50_ns": 512, "p99_ns": 1024, "p999_ns": None,
+        "latency": [2, 1, 0], "latency_below_ns": [512, 1024], "batches": [0, 4, 0], "batches_below": [2, 4],
+    }  # fmt: skip
+    lines = show.text("histograms", [row]).splitlines()
+    assert lines[0].split() == ["vm", "queue", "measured", "frames", "p50_ns", "p99_ns", "p999_ns"]
+    assert [line.split()[0] for line in lines[2:]] == ["latency", "latency", "batches"]
+    assert lines[2].split()[-3:] == ["2", "66.7", "%"]

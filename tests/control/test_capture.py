@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,13 @@ import pytest
 from scapy.utils import RawPcapNgReader
 
 from tests.engine.running import MACS, Running, frame, until
-from vmq.control.capture import RINGS_MAX, Pieces, capture
+from vmq.cli import main
+from vmq.cli.client import capturing
+from vmq.control.capture import CAPTURES_MAX, RINGS_MAX, Pieces, capture
 from vmq.control.requests import Capture as Asked
 from vmq.control.requests import understood
+from vmq.control.server import Server
 from vmq.control.session import Session
-from vmq.dataplane import state
 from vmq.engine import observed
 from vmq.errors import ApiError
 from vmq.guest.guest import Guest
@@ -219,6 +225,31 @@ def test_rings_are_limited(tmp_path: Path):
         assert int(running.engine.segment.rows["watches"]["captures"].max()) == 0
 
 
+def test_captures_are_limited_so_that_a_person_gets_in(tmp_path: Path):
+    with Running(tmp_path) as running:
+        running.pair()
+        captures = [Captured(running, vm="a") for _ in range(CAPTURES_MAX)]
+        with pytest.raises(ApiError, match="captures run") as refused:
+            Captured(running, vm="b")
+        assert refused.value.status == "RESOURCES"
+        for one in captures:
+            one.leave()
+
+
+def test_no_queue_waits_for_another_and_each_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """More than one piece holds: rings take turns."""
+    monkeypatch.setattr(observed, "ROOM", 512)
+    with Running(tmp_path) as running:
+        running.configure(a=running.vm("a", 1, queue_pairs=2), b=running.vm("b", 2))
+        with running.guest("a") as one, running.guest("b") as other:
+            captured = Captured(running, vm="a")
+            exchange(one, other, 30, 30)
+            read = packets(captured.whole())
+        for direction in (INBOUND, OUTBOUND):
+            found = [int.from_bytes(data[14:18], "big") for data, meta in read if meta.direction == direction]
+            assert found == list(range(30))
+
+
 def test_a_capture_survives_a_guest_that_starts_anew(tmp_path: Path):
     """The rings are others; who looks is the same."""
     with Running(tmp_path) as running:
@@ -232,5 +263,55 @@ def test_a_capture_survives_a_guest_that_starts_anew(tmp_path: Path):
             assert len(packets(captured.whole())) == 4
 
 
-def test_directions_are_bits():
-    assert state.TO_GUEST & state.FROM_GUEST == 0
+@contextlib.contextmanager
+def served(running: Running) -> Iterator[str]:
+    """The method behind a real socket: its path."""
+    path = running.path("api")
+
+    def method(session: Session, params: dict[str, Any]) -> Any:
+        return capture(running.engine, session, understood("capture", Asked, params))
+
+    server = Server(path, -1, {"capture": method})
+    asyncio.run_coroutine_threadsafe(server.start("a test"), running.loop).result(PATIENCE)
+    try:
+        yield path
+    finally:
+        asyncio.run_coroutine_threadsafe(server.close(), running.loop).result(PATIENCE)
+
+
+def test_the_command_writes_the_same_file_over_a_socket(tmp_path: Path):
+    """It has enough after so many frames, and gets what belongs to the end of a file."""
+    with Running(tmp_path) as running, served(running) as path:
+        running.pair()
+        with running.guest("a") as one, running.guest("b") as other:
+            until(lambda: running.show("vms", "b")["state"] == "running")
+            file = tmp_path / "b.pcapng"
+            words = ["capture", "b", str(file), "--api", path, "--count", "7", "--direction", "to_guest"]
+            with ThreadPoolExecutor(1) as pool:
+                sending = pool.submit(send_when_captured, running, one, other)
+                assert main(words) == 0
+                sent = sending.result(PATIENCE)
+            assert [data for data, _ in packets(file.read_bytes())] == sent[:7]
+            assert file.read_bytes()[-76:-68] == struct.pack("<II", 5, 76)  # the statistics are the end
+            until(lambda: running.engine.vms["b"].observed.captures == [])
+
+
+def send_when_captured(running: Running, one: Guest, other: Guest) -> list[bytes]:
+    until(lambda: running.engine.vms["b"].observed.captures)
+    frames = [frame(other.mac, one.mac, number) for number in range(20)]
+    one.send(frames)
+    assert other.receive(len(frames), PATIENCE) == frames
+    return frames
+
+
+def test_a_client_that_hangs_up_in_the_middle_ends_its_capture(tmp_path: Path):
+    """Without a word, while frames come: guests lose none."""
+    with Running(tmp_path) as running, served(running) as path:
+        running.pair()
+        with running.guest("a") as one, running.guest("b") as other:
+            with capturing(path, vm="b") as pieces:
+                exchange(one, other, 3, 3)
+                assert next(iter(pieces))[0]
+            exchange(one, other, 3, 3)
+            until(lambda: running.engine.vms["b"].observed.captures == [])
+            exchange(one, other, 3, 3)

@@ -300,7 +300,8 @@ class Vm:
         self.macs = [mac_number(mac) for mac in macs]
         self.vlan, self.uplink, self.workers = vlan, uplink, workers
         self.former, self.shared, self.generation = state.NONE, False, 1
-        self.gap = self.gather = 0
+        self.gap = self.gather = self.keep = 0
+        self.oldest = False
         self.memory = Memory(regions)
         self.queues: list[tuple[Virtqueue, Virtqueue]] = [
             (Virtqueue(self.memory, size, features, True), Virtqueue(self.memory, size, features, False))
@@ -318,7 +319,16 @@ class Vm:
             number=self.number,
             first_queue=self.first_queue,
             queues=tuple(
-                QueueEntry(worker, self.former, self.shared, self.generation, self.gap, self.gather)
+                QueueEntry(
+                    worker,
+                    self.former,
+                    self.shared,
+                    self.generation,
+                    self.gap,
+                    self.gather,
+                    self.keep,
+                    self.oldest,
+                )
                 for worker in self.workers
             ),
             uplink=self.uplink,

@@ -76,7 +76,7 @@ def measure(rig: Rig, *vms: Vm) -> None:
         rig.segment.rows["watches"][vm.first_queue]["measured"] = 1
 
 
-@pytest.mark.parametrize("cuts", [[], [3, 30, 75, 80]])
+@pytest.mark.parametrize("cuts", [[], [3, 30, 60, 71]])
 def test_a_capture_has_every_byte_that_went_in_and_out(cuts: list[int]):
     """In the order of the rounds, however a guest cuts its buffers; lengths that need padding too."""
     with Rig() as rig:
@@ -297,3 +297,26 @@ def test_nobody_pays_for_what_nobody_asked():
         rig.run()
         assert other.received() == [frame(B, A)]
         assert int(rig.worker()["taken"]) == int(rig.worker()["captures"]) == 0
+
+
+def test_time_that_a_frame_waits_for_buffers_counts():
+    """It came from another processor, waited here in a ring of its own, and has the stamp of the first."""
+    with Rig(workers=2) as rig:
+        one, other = rig.vm(A), rig.vm(B, workers=(1,))
+        other.keep = 4
+        measure(rig, other)
+        one.send(frame(B, A))
+        rig.publish()
+        rig.run()
+        other.post(1)
+        ring = at(
+            int(rig.segment.rows["rings"][(state.MAX_WORKERS + 1) * state.MAX_WORKERS + 1]),
+            1,
+            state.byte_ring,
+        )[0]
+        parcel = at(int(ring["data"]), 1, state.parcel)[0]
+        assert int(parcel["taken"]) > 0
+        parcel["taken"] -= 1 << 30
+        rig.run()
+        assert other.received() == [frame(B, A)]
+        assert int(latency(other)["bins"][22:].sum()) == 1

@@ -20,6 +20,8 @@ ROWS = (
     "ring_state",
     "port_state",
     "lane_state",
+    "watch",
+    "latency",
 )
 
 

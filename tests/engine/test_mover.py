@@ -142,3 +142,22 @@ def test_a_driver_may_stop_and_start_while_its_queue_is_on_its_way(
         until(lambda: vm.queues[0].former == state.NONE)
         assert vm.worker == goal
         exchange(a, b)
+
+
+def test_frames_that_wait_for_buffers_move_with_nobody_and_arrive_first(running: Running):
+    """overload = "hold": the queue stays on its way until its guest has taken what waits at the old processor."""
+    running.configure(a=running.vm("a", 1, overload="hold"), b=running.vm("b", 2))
+    vm = running.engine.vms["a"]
+    with running.guest("a", post=0) as a, running.guest("b") as b:
+        frames = [frame(a.mac, b.mac, number) for number in range(8)]
+        b.send(frames[:4])
+        assert b.sent(PATIENCE)
+        goal = 1 - vm.worker
+        running.do(move, running, "a", goal)
+        assert vm.queues[0].former == 1 - goal
+        b.send(frames[4:])
+        assert b.sent(PATIENCE)
+        a.post = 16
+        assert a.receive(8, PATIENCE) == frames
+        assert (vm.queues[0].worker, vm.queues[0].former) == (goal, state.NONE)
+        assert running.show("vms", "a")["drops"] == {}

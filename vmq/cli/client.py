@@ -79,13 +79,17 @@ class Pieces:
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
         """(bytes, frames lost so far)."""
-        while line := self._lines.readline(ANSWER_MAX):
+        while line := self._line():
             try:
                 record = json.loads(line)["capture"]
                 piece = base64.b64decode(record["blocks"]), int(record["lost"])
             except (ValueError, LookupError, TypeError):
                 raise _strange("what the engine tells is no capture") from None
             yield piece
+
+    def _line(self) -> bytes:
+        with _reached(self.path):
+            return self._lines.readline(ANSWER_MAX)
 
     def enough(self) -> None:
         """Ask for what is left. It may be called at any time, and does not fail."""
@@ -97,9 +101,13 @@ class Pieces:
 def capturing(path: str | None, **params: Any) -> Iterator[Pieces]:
     """A capture that runs; parameters that are None are left out."""
     path = path or default_path()
-    with _reached(path), _connection(path) as connection, connection.makefile("rb") as lines:
-        connection.sendall(_question("capture", params))
-        _result(path, lines.readline(ANSWER_MAX))
+    with contextlib.ExitStack() as stack:
+        with _reached(path):
+            connection = stack.enter_context(_connection(path))
+            lines = stack.enter_context(connection.makefile("rb"))
+            connection.sendall(_question("capture", params))
+            answer = lines.readline(ANSWER_MAX)
+        _result(path, answer)
         connection.settimeout(None)
         yield Pieces(path, connection, lines)
 

@@ -227,6 +227,20 @@ class Vm(Record, frozen=True, kw_only=True):
             le=100,
         ),
     ] = 100
+    overload: Annotated[
+        Literal["drop-newest", "drop-oldest", "hold"],
+        says(
+            '"drop-newest", "drop-oldest" or "hold": what becomes of frames for which the guest has posted no buffer'
+        ),
+    ] = "drop-newest"
+    overload_frames: Annotated[
+        int,
+        says(
+            "the most frames that wait for buffers, a number from 1 to 4096 (not with drop-newest)",
+            ge=1,
+            le=4096,
+        ),
+    ] = 256
     indications: Annotated[
         int,
         says(

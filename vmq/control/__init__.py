@@ -6,4 +6,5 @@ schema      the methods, declared once                 stream      events for on
 requests    what may be asked: parameters              answers     what is answered and told
 contracts   receive queues and filters                 words       filters as people write them
 views       `show`          misses     near misses     explain     where a frame would go
+capture     frames of a VM, as a file              histograms  latency and batches
 """

@@ -19,11 +19,12 @@ from vmq.control.session import Session
 from vmq.dataplane import state
 from vmq.engine.engine import Engine
 from vmq.engine.journal import Record
-from vmq.engine.observed import Capture
+from vmq.engine.observed import ROOM, Capture
 from vmq.engine.vm import Vm
 from vmq.errors import ApiError
 
-PAUSE_SECONDS = 0.02  # between two looks into rings that were empty
+PAUSE_SECONDS = 0.02  # between two looks into the rings, unless there was much in them
+CAPTURES_MAX = 8  # connections that may be silent for ever, beside owners and streams (session.py)
 RINGS_MAX = 64  # of all captures: 256 MiB
 DIRECTIONS = {
     "to_guest": state.TO_GUEST,
@@ -49,7 +50,10 @@ def capture(engine: Engine, session: Session, asked: Asked) -> dict[str, list[st
         wrong = f"capture: {vm.name} has no receive queue {asked.queue}"
         raise ApiError("INVALID_PARAMETER", wrong, f"its receive queues are 0 to {pairs[-1]}")
     wanted = tuple(pairs) if asked.queue is None else (asked.queue,)
-    taken = sum(len(one.pairs) for other in engine.vms.values() for one in other.observed.captures)
+    others = [one for other in engine.vms.values() for one in other.observed.captures]
+    taken = sum(len(one.pairs) for one in others)
+    if len(others) >= CAPTURES_MAX:
+        raise ApiError("RESOURCES", f"capture: {CAPTURES_MAX} captures run", "end one of them")
     if taken + len(wanted) > RINGS_MAX:
         wrong = f"capture: {taken} of {RINGS_MAX} rings are in use, and {len(wanted)} more were needed"
         raise ApiError("RESOURCES", wrong, "end another capture, or name one receive queue")
@@ -68,24 +72,33 @@ class Pieces:
         self._capture = running
         self._ended = asyncio.Event()
         self._parts = iter((running.header,))
-        self._whole = False
+        self._whole = self._hurry = False
 
     async def take(self) -> list[Record]:
         """The next piece; waits until there is one. Nothing: the file is whole."""
         for part in self._parts:
             return [self._piece(part)]
         while not self._whole:
+            await self._rest()
             enough = self._ended.is_set() or not self._capture.there
             if enough:
                 self._capture.stop()
             if blocks := self._capture.blocks():
+                self._hurry = len(blocks) > ROOM // 2
                 return [self._piece(blocks)]
             if enough:
                 self._whole = True
                 return [self._piece(self._capture.statistics())]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), PAUSE_SECONDS)
         return []
+
+    async def _rest(self) -> None:
+        """Let others have their turn, and a piece become worth its line."""
+        if self._hurry:
+            self._hurry = False
+            await asyncio.sleep(0)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), PAUSE_SECONDS)
 
     def _piece(self, blocks: bytes) -> Record:
         return {

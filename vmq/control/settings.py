@@ -55,6 +55,7 @@ def of_vm(vm: Vm) -> list[Row]:
         _mtu(vm),
         setting("offloads", "all that the guest can do", "none", NO_OFFLOADS),
         _moderation(vm),
+        setting("overload", vm.config.overload, vm.config.overload),
     ]
 
 

@@ -40,6 +40,7 @@ from vmq.dataplane.state import (
     PIECES,
     QUEUE_ACCOUNT,
     QUEUE_STATE,
+    TO_GUEST_NO_BUFFER,
     account,
     byte_ring,
     delivery,
@@ -56,6 +57,8 @@ from vmq.jit import at, copy, fence, int64, kernel, load_acquire, load_once, sto
 
 PARCEL = parcel.itemsize
 ALIGN = 16
+# Whose ring: another processor's to this one; this one's to itself, its default queue; the same for sources that wait.
+OTHERS, OWN, OWN_KEPT = range(3)
 
 
 @kernel
@@ -109,6 +112,14 @@ def push(address: int, row: Any, pieces: Any, number: int, generation: int, take
 
 
 @kernel
+def taken_of(w: Any, row: Any) -> int:
+    """When a frame of this round was taken, ns, 0 if nobody asked: one that came out of a ring has it in its parcel."""
+    if w["taken"] != NONE:
+        return int64(w["taken"])
+    return int64(at(int64(row["address"]) - PARCEL, 1, parcel)[0]["taken"])
+
+
+@kernel
 def ring_of(w: Any, sender: int, owner: int, hold: int) -> int:
     """Address of the ring from one processor to another, for sources that wait (`hold`) or do not; 0 without."""
     shared = at(w["engine"], 1, engine)[0]
@@ -139,8 +150,9 @@ def hand_over(t: Any, w: Any, number: int, hold: int) -> None:
     index = int64(lists[number]["first"])
     while index != NONE:
         one = frames[deliveries[index]["frame"]]
-        if push(ring, one, pieces, number, generation, int64(w["taken"])):
+        if push(ring, one, pieces, number, generation, taken_of(w, one)):
             lists[number]["held"] += int64(owner == w["index"])
+            lists[number]["kept"] += int64(owner == w["index"] and hold != 0)
         elif hold:
             break
         else:
@@ -189,15 +201,29 @@ def unwrap(w: Any, row: Any, place: int) -> None:
 
 
 @kernel
-def pass_over(w: Any, header: Any, sender: int) -> None:
+def pass_over(w: Any, header: Any, own: int) -> None:
     """This parcel is done."""
-    if sender == w["index"]:
-        at(w["todo"], MAX_QUEUES, todo)[header["queue"]]["held"] -= 1
+    if own != OTHERS:
+        waits = at(w["todo"], MAX_QUEUES, todo)[header["queue"]]
+        waits["held"] -= 1
+        waits["kept"] -= int64(own == OWN_KEPT)
     header["queue"] = NONE
 
 
 @kernel
-def accept_parcels(t: Any, w: Any, address: int, sender: int) -> int:
+def too_old(w: Any, books: Any, number: int, own: int) -> bool:
+    """Whether a parcel has to make room for later ones (overload.py); then it is counted as dropped."""
+    waits = at(w["todo"], MAX_QUEUES, todo)[number]
+    if own != OWN_KEPT or waits["excess"] == 0:
+        return False
+    waits["excess"] -= 1
+    books["offered_to_guest"] += 1
+    books["to_guest_drops"][TO_GUEST_NO_BUFFER] += 1
+    return True
+
+
+@kernel
+def accept_parcels(t: Any, w: Any, address: int, own: int) -> int:
     """Frames of one ring into the round, each noted for its queue; the tail to store when all are delivered."""
     ring = at(address, 1, byte_ring)[0]
     size, tail = int64(ring["size"]), int64(ring["tail"])
@@ -218,8 +244,11 @@ def accept_parcels(t: Any, w: Any, address: int, sender: int) -> int:
         tail += int64(header["size"])
         if number == NONE:
             continue
+        books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
         verdict = ours(t, w, number) if still_there(t, number, int64(header["generation"])) else NONE
-        if verdict == 1:
+        if too_old(w, books, number, own):
+            pass_over(w, header, own)
+        elif verdict == 1:
             index = int64(w["frame_count"])
             unwrap(w, frames[index], place)
             note(w, index, number)
@@ -227,13 +256,13 @@ def accept_parcels(t: Any, w: Any, address: int, sender: int) -> int:
         elif verdict == 0:
             w["parked"] += 1
         else:
-            at(shared["queue_state"], MAX_QUEUES, queue_state)[number]["to_guest_drops"][HANDOVER_MOVED] += 1
-            pass_over(w, header, sender)
+            books["to_guest_drops"][HANDOVER_MOVED] += 1
+            pass_over(w, header, own)
     return tail
 
 
 @kernel
-def keep_parcels(w: Any, address: int, end: int, sender: int) -> int:
+def keep_parcels(w: Any, address: int, end: int, own: int) -> int:
     """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`."""
     ring = at(address, 1, byte_ring)[0]
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
@@ -242,7 +271,7 @@ def keep_parcels(w: Any, address: int, end: int, sender: int) -> int:
     for index in range(w["delivery_count"]):
         if deliveries[index]["done"]:
             place = int64(frames[deliveries[index]["frame"]]["address"]) - PARCEL
-            pass_over(w, at(place, 1, parcel)[0], sender)
+            pass_over(w, at(place, 1, parcel)[0], own)
         else:
             waits += 1
     size, tail = int64(ring["size"]), int64(ring["tail"])

@@ -18,10 +18,21 @@ import numpy as np
 
 from vmq.dataplane.clock import now
 from vmq.dataplane.from_guest import collect
-from vmq.dataplane.handover import accept_parcels, direct, hand_over, keep_parcels, parcels_waiting, ring_of
+from vmq.dataplane.handover import (
+    OTHERS,
+    OWN,
+    OWN_KEPT,
+    accept_parcels,
+    direct,
+    hand_over,
+    keep_parcels,
+    parcels_waiting,
+    ring_of,
+)
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.moderate import remind
 from vmq.dataplane.observe import captures_of
+from vmq.dataplane.overload import fill
 from vmq.dataplane.ports import call, fault
 from vmq.dataplane.replay import keep_backlog, paced, replay_backlog, until_due
 from vmq.dataplane.split import ask_for_kicks, available, give_back, head_at, publish, refuse_kicks
@@ -61,7 +72,7 @@ from vmq.dataplane.state import (
     worker,
 )
 from vmq.dataplane.steer import steer
-from vmq.dataplane.to_guest import EXPECT_STEPS, deliver, expect
+from vmq.dataplane.to_guest import EXPECT_STEPS, expect
 from vmq.jit import (
     at,
     c_epoll_wait,
@@ -95,7 +106,10 @@ def begin(w: Any) -> None:
 
 @kernel
 def finish(t: Any, w: Any, hold: int, handed: int) -> None:
-    """Second pass: every receive queue that was noted, here or through a ring; what came out of one (`handed`), here."""
+    """Second pass: every receive queue that was noted, here or through a ring; what came out of one, here.
+
+    `handed`: 0 it did not, 1 it did, 2 it had waited there for buffers.
+    """
     touched = at(w["touched"], DELIVERIES, np.int64)
     lists = at(w["todo"], MAX_QUEUES, todo)
     for step in range(EXPECT_STEPS):
@@ -105,7 +119,7 @@ def finish(t: Any, w: Any, hold: int, handed: int) -> None:
     for index in range(w["touched_count"]):
         number = touched[index]
         if handed or direct(t, w, number):
-            deliver(t, w, number, hold)
+            fill(t, w, number, hold, handed == 2)
         else:
             hand_over(t, w, number, hold)
         lists[number]["first"] = NONE
@@ -148,9 +162,12 @@ def parcels_round(t: Any, w: Any, sender: int, hold: int) -> int:
     begin(w)
     ring = at(address, 1, byte_ring)[0]
     before = int64(ring["tail"])
-    tail = accept_parcels(t, w, address, sender)
-    finish(t, w, hold, 1)
-    tail = keep_parcels(w, address, tail, sender)
+    own = int64(OTHERS)
+    if sender == w["index"]:
+        own = int64(OWN_KEPT if hold else OWN)
+    tail = accept_parcels(t, w, address, own)
+    finish(t, w, hold, 2 if own == OWN_KEPT else 1)
+    tail = keep_parcels(w, address, tail, own)
     # us: copy out, then tail | writer: reads tail, then writes over it.
     store_release(ring, "tail", tail)
     return 1 if tail != before else 0

@@ -22,7 +22,7 @@ import numpy as np
 from vmq.abi.capture import BLOCK_ENHANCED, INBOUND, OPTION_EPB_FLAGS, OUTBOUND, enhanced_block, enhanced_tail
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
 from vmq.dataplane.clock import now
-from vmq.dataplane.handover import ALIGN, PARCEL, reserve
+from vmq.dataplane.handover import ALIGN, reserve, taken_of
 from vmq.dataplane.state import (
     DELIVERIES,
     DONE,
@@ -41,7 +41,6 @@ from vmq.dataplane.state import (
     frame,
     latency,
     packet_record,
-    parcel,
     piece,
     queue,
     todo,
@@ -151,9 +150,7 @@ def latency_bin(time: int) -> int:
 @kernel
 def measure(w: Any, books: Any, row: Any, shown: int) -> None:
     """Count how long a frame was under way."""
-    taken = int64(w["taken"])
-    if taken == NONE:
-        taken = int64(at(int64(row["address"]) - PARCEL, 1, parcel)[0]["taken"])
+    taken = taken_of(w, row)
     if taken == 0:
         books["unstamped"] += 1
         return

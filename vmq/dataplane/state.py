@@ -202,6 +202,7 @@ queue = rows(
     ("former", i64),
     ("shared", i64),  # 1: no receive queue of its own; served by the default queue, frame by frame
     ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
+    ("keep", i64), ("oldest", i64),  # frames that may wait for buffers; 1: the oldest is dropped first (overload.py)
     ("gap", i64), ("gather", i64),  # moderation (moderate.py): ns between indications, frames of one; 0: no limit
 )  # fmt: skip
 
@@ -291,7 +292,7 @@ engine = rows(  # control, before the first worker starts; `tables` and `stop` l
     ("measured", i64),  # 1: some receive queue is measured, so every round notes when it began
     ("rings", i64),  # i64 addresses of hand-over rings: handover.ring_of
     ("mappings", i64),  # `mapping` rows of all guest memory, for the SIGBUS handler
-)
+)  # fmt: skip
 
 worker = rows(  # the worker; addresses and descriptors: control, before it starts
     ("epoch", i64),  # store-release: rows of older versions are no longer used
@@ -348,14 +349,13 @@ watch = rows(  # control; looked at where a version shows RING_OBSERVED
 )  # fmt: skip
 capture = layout(  # control, before it is linked; `next` later
     48,
-    ("next", i64),
-    ("ring", i64),  # byte ring of one receive queue: `packet_record` rows
-    ("snaplen", i64),  # bytes of a frame that are kept
-    ("directions", i64),
+    ("next", i64), ("ring", i64),  # byte ring of one receive queue: `packet_record` rows
+    ("snaplen", i64), ("directions", i64),  # bytes of a frame that are kept
     ("interface", i64),  # its number in the capture file
     ("offset", i64),  # CLOCK_REALTIME - CLOCK_MONOTONIC when it began, ns
 )  # fmt: skip
-packet_record = layout(16, ("size", i64), ("length", i64))  # size as in `parcel`; bytes of the block behind it
+# Size as in `parcel`; the bytes of the block behind it.
+packet_record = layout(16, ("size", i64), ("length", i64))
 latency = rows(  # the worker of the queue
     ("unstamped", i64),  # frames that were taken before anybody asked
     ("total", i64),  # ns
@@ -418,8 +418,11 @@ frame = layout(
 
 piece = layout(16, ("address", i64), ("length", i64))
 delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue; DONE
-# `held`: of the frames that this worker handed to itself, those that it has not delivered yet; not of one round.
-todo = layout(16, ("first", i32), ("last", i32), ("count", i32), ("held", i32))
+# Not of one round: `held` counts the frames that this worker handed to itself and has not delivered yet, `kept` those of
+# them in the ring for sources that wait; the oldest `excess` of these are to be dropped.
+todo = layout(
+    32, ("first", i32), ("last", i32), ("count", i32), ("held", i32), ("kept", i32), ("excess", i32), ("spare", i64)
+)  # fmt: skip
 claim = layout(16, ("head", i64), ("length", i64))
 
 # A byte ring (handover.py): one writer, one reader, their indices on lines of their own.

@@ -226,16 +226,14 @@ class Changes:
         vm = self.engine.vms[name]
         if (vm.config.learn, vm.config.vlan) != (config.learn, config.vlan):
             vm.learned.clear()
-        if vm.config.vlan != config.vlan:  # what is on its way belongs to another segment
-            for pair in range(config.queue_pairs):
-                vm.renew(pair)
-        before, vm.config = vm.config, config
+        before = vm.config
+        vm.reconfigure(config)
         self._forget_learned(vm)
         del vm.learned[max(config.learn_max - len(vm.following.addresses), 0) :]
         try:
             vm.home.change(vm)
         except ApiError as error:
-            vm.config = before
+            vm.reconfigure(before)
             vm.home.change(vm)
             raise ConfigError(f"{self.engine.where}: [vm.{name}]", error.wrong, error.remedy) from error
 

@@ -74,8 +74,13 @@ class Journey:
     then: tuple[int, bool] | None = None
 
     def arrived(self) -> bool:
+        """Nothing of it lies before a mark, nor waits for buffers: that may have gone behind one (overload.py)."""
         self.marks = [mark for mark in self.marks if not mark.passed()]
-        return not self.marks
+        if self.marks:
+            return False
+        former = self.vm.engine.workers[self.vm.queues[self.pair].former]
+        lists = at(int(former.row["todo"]), state.MAX_QUEUES, state.todo)
+        return not lists[self.vm.first_queue + self.pair]["kept"]
 
 
 class Mover:

@@ -44,6 +44,7 @@ class Capture:
         self._memory = [make_ring(RING) for _ in pairs]
         self._rings = [at(address, 1, state.byte_ring)[0] for address, _ in self._memory]
         self._out = np.empty(ROOM, np.uint8)
+        self._turn = 0  # whose ring is emptied first
         self.began = time.time_ns()
         self.rows = np.zeros(len(pairs), state.capture)
         self.rows["ring"] = [address for address, _ in self._memory]
@@ -75,9 +76,10 @@ class Capture:
         return sum(int(ring["lost"]) for ring in self._rings)
 
     def blocks(self) -> bytes:
-        """What was captured since the last call, ROOM bytes at most: whole blocks, queue after queue."""
+        """What was captured since the last call, ROOM bytes at most: whole blocks, queue after queue, each first in turn."""
         taken = b""
-        for address, _ in self._memory:
+        self._turn = (self._turn + 1) % max(len(self._memory), 1)
+        for address, _ in self._memory[self._turn :] + self._memory[: self._turn]:
             moved = int(drain_blocks(address, address_of(self._out), ROOM - len(taken)))
             taken += self._out[:moved].tobytes()
         return taken

@@ -49,6 +49,12 @@ def prefix_of(text: str) -> tuple[int, int]:
     return mask, mac_number(address) & mask
 
 
+def _overload(config: VmConfig) -> dict[str, Any]:
+    """What becomes of frames that find no buffer."""
+    waits = config.overload != "drop-newest"
+    return {"keep": config.overload_frames if waits else 0, "oldest": config.overload == "drop-oldest"}
+
+
 class Vm:
     """A VM port. `number` is its row, `first_queue` the first of its `queue_pairs` receive queues."""
 
@@ -56,7 +62,7 @@ class Vm:
         self.engine, self.name, self.config = engine, name, config
         self.number, self.first_queue = number, first_queue
         self.queues = [
-            QueueEntry(engine.default, shared=pair == 0, generation=engine.generation())
+            QueueEntry(engine.default, shared=pair == 0, generation=engine.generation(), **_overload(config))
             for pair in range(config.queue_pairs)
         ]
         self.cpu = -1  # the processor that is to serve its own receive queue
@@ -187,6 +193,14 @@ class Vm:
     def renew(self, pair: int) -> None:
         """Another generation: what is on its way to this receive queue is dropped."""
         self.queues[pair] = replace(self.queues[pair], generation=self.engine.generation())
+
+    def reconfigure(self, config: VmConfig) -> None:
+        """Other filters, limits or processors, same socket."""
+        if self.config.vlan != config.vlan:  # what is on its way belongs to another segment
+            for pair in range(config.queue_pairs):
+                self.renew(pair)
+        self.queues = [replace(entry, **_overload(config)) for entry in self.queues]
+        self.config = config
 
     def moderate(self, pair: int, indications: int, frames: int) -> None:
         """So many indications a second, and one more for every so many frames that wait; 0: no limit of that kind."""
