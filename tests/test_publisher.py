@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vmq import linux, publisher
 from vmq.abi.ethernet import MAC_BROADCAST, mac_number
 from vmq.dataplane import state
+from vmq.dataplane.classify import GROUP_KEYS
 from vmq.errors import ProtocolError
 from vmq.jit import at, int64
 from vmq.publisher import (
@@ -116,6 +117,23 @@ def test_members_of_a_segment_stand_under_the_broadcast_address(segment: Segment
     (number,) = look_up(block, MAC_BROADCAST, 0, state.NONE)
     assert list(members[groups[number]["first"] :][: groups[number]["count"]]) == [0, 1]
     assert int(block.tables["frame_limit"]) == state.FRAMES
+
+
+def test_a_segment_has_a_group_for_each_way_of_accepting_and_all_who_agree_share_one(segment: Segment):
+    """Without unknown frames nothing stands under their address, and nobody looks there."""
+    agreed = published(segment, [port(0), port(1)], [])
+    assert (len(table(agreed, "groups", "group_count", state.group)), int(agreed.tables["unknown_count"])) == (1, 0)
+    assert [look_up(agreed, key, 0, state.NONE) for key in GROUP_KEYS.values()] == [[0], [0], []]
+
+    block = published(segment, [port(0), port(1, accept=("broadcast", "unknown")), port(2, accept=())], [])
+    groups = table(block, "groups", "group_count", state.group)
+    members = table(block, "members", "member_count", np.int64)
+    found = {}
+    for name, key in GROUP_KEYS.items():
+        (number,) = look_up(block, key, 0, state.NONE)
+        found[name] = list(members[groups[number]["first"] :][: groups[number]["count"]])
+    assert found == {"broadcast": [0, 1], "multicast": [0], "unknown": [1]}
+    assert int(block.tables["unknown_count"]) == 1
 
 
 def test_a_flood_never_overruns_the_deliveries_of_a_round(segment: Segment):

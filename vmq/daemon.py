@@ -30,6 +30,7 @@ from vmq.control.schema import Function, bound, schema
 from vmq.control.server import Server
 from vmq.control.session import subscribe
 from vmq.control.views import show
+from vmq.control.ward import Ward
 from vmq.dataplane import faults
 from vmq.dataplane.classify import slot_of
 from vmq.engine.engine import Engine
@@ -96,6 +97,7 @@ class Daemon:
         cpus, why = choose_processors(self.config, str(path))
         self.engine = Engine(str(path), cpus, why, group_number(str(path), self.config.engine.group))
         self.server = Server(self.config.engine.api, self.engine.group, bound(self._functions()))
+        self.ward = Ward(self.engine)
         self.ended = asyncio.Event()
         self.problem: BaseException | None = None
         self.compiled: list[str] = []  # kernels compiled while frames flowed: a stall, and our fault
@@ -140,9 +142,11 @@ class Daemon:
             self.engine.reconfigure(self.config)
             vms = _count(len(self.config.vms), "VM port")
             LOG.warning("ready: %s, api %s", vms, self.config.engine.api)
+            self.ward.start()
             with watch_compilation(self._compiling):
                 await self.ended.wait()
         finally:
+            await self.ward.close()
             await self.server.close()
             self.engine.close()
         if self.problem is not None:
@@ -163,6 +167,7 @@ class Daemon:
             new = self._read_again()
             actions = self.engine.reconfigure(new)
             self.config = new
+            self.ward.reloaded()
             LOG.warning("reloaded: %s", _count(len(actions), "change"))
         except VmqError as error:
             LOG.error("reload refused, the old configuration stays in force: %s", error)  # noqa: TRY400 - said in words

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vmq import linux
-from vmq.abi.ethernet import MAC_BROADCAST
 from vmq.dataplane import state
-from vmq.dataplane.classify import slot_of
+from vmq.dataplane.classify import GROUP_KEYS, slot_of
 from vmq.dataplane.match import field_test
 from vmq.errors import ProtocolError
 from vmq.jit import address_of, at, python_of, store_release
@@ -63,6 +62,9 @@ class QueueEntry:
     oldest: bool = False
 
 
+_QUEUE = [one.name for one in fields(QueueEntry)]
+
+
 @dataclass(frozen=True)
 class PortEntry:
     """One VM port: `macs` are its receive filters in `vlan`; `rings` holds (to_guest, from_guest) per queue."""
@@ -76,6 +78,7 @@ class PortEntry:
     frame_max: int
     spoof_check: bool = True
     storm_limit: int = 0  # broadcast and multicast frames a second; 0: any number
+    accept: tuple[str, ...] = ("broadcast", "multicast")  # of GROUP_KEYS
     learn: tuple[tuple[int, int], ...] = ()  # (mask, value)
     learn_left: int = 0
     regions: tuple[tuple[int, int, int], ...] = ()  # (guest, size, host), sorted
@@ -192,17 +195,17 @@ def _filters(ports: Iterable[PortEntry], filters: Iterable[FilterEntry]) -> tupl
     """Hash table of all plain receive filters, the groups of the segments, and their members."""
     keys = [(mac, vlan, one.uplink, queue) for one in filters for (mac, vlan), queue in one.plain.items()]
     keys += [(mac, port.vlan, port.uplink, port.first_queue) for port in ports for mac in port.macs]
-    segments: dict[tuple[int, int], list[int]] = {}
+    accepting: dict[tuple[int, int, int], list[int]] = {}
     for port in ports:
-        segments.setdefault((port.vlan, port.uplink), []).append(port.number)
-    groups = np.zeros(len(segments), state.group)
-    members = np.array([number for numbers in segments.values() for number in numbers], np.int64)
-    first = 0
-    for index, ((vlan, uplink), numbers) in enumerate(segments.items()):
-        groups[index] = (first, len(numbers))
-        first += len(numbers)
-        keys.append((MAC_BROADCAST, vlan, uplink, index))
-    return _table(keys), groups, members
+        for name in port.accept:
+            accepting.setdefault((GROUP_KEYS[name], port.vlan, port.uplink), []).append(port.number)
+    shared: dict[tuple[int, ...], int] = {}  # members → group: most segments need one
+    for key, numbers in accepting.items():
+        keys.append((*key, shared.setdefault(tuple(numbers), len(shared))))
+    groups = np.zeros(len(shared), state.group)
+    groups["count"] = [len(numbers) for numbers in shared]
+    groups["first"] = np.cumsum(groups["count"]) - groups["count"]
+    return _table(keys), groups, np.array(list(chain(*shared)), np.int64)
 
 
 def _table(keys: list[tuple[int, int, int, int]]) -> Rows:
@@ -290,6 +293,7 @@ class _Builder:
             "epoch": epoch, "vport_count": len(self.vports), "queue_count": len(self.queues),
             "region_count": len(self.regions), "bucket_mask": len(buckets) - 1, "near_mask": len(near) - 1,
             "rule_count": len(rules), "field_test_count": len(tests), "group_count": len(groups),
+            "unknown_count": sum("unknown" in port.accept for port in self.ports),
             "member_count": len(members), "learn_count": len(self.learns), "lane_count": len(self.lanes),
             "poll_count": len(lists["poll"]), "own_lane_count": len(lists["lane"]),
             "moderated_count": len(lists["moderated"]), "timed": timed,
@@ -324,13 +328,11 @@ class _Builder:
             self.learns[learn + index] = prefix
 
     def _rings(self, port: PortEntry) -> None:
+        rows = self.queues[port.first_queue : port.first_queue + len(port.queues)]
+        rows["vport"], rows["index"] = port.number, range(len(rows))
+        for name in _QUEUE:
+            rows[name] = [getattr(one, name) for one in port.queues]
         for index, one in enumerate(port.queues):
-            row = self.queues[port.first_queue + index]
-            row["vport"], row["index"] = port.number, index
-            row["worker"], row["former"] = one.worker, one.former
-            row["shared"], row["generation"] = one.shared, one.generation
-            row["gap"], row["gather"] = one.gap, one.gather
-            row["keep"], row["oldest"] = one.keep, one.oldest
             if (one.gap or one.gather) and one.former == state.NONE:
                 self.moderated[one.worker].append(port.first_queue + index)
         for index, pair in port.rings.items():

@@ -39,9 +39,9 @@ def test_without_generic_filters_there_are_no_rules() -> None:
 
 
 def test_guests_in_segments_leave_a_burst_its_length_and_all_in_one_shorten_it() -> None:
-    with cost.with_queues(256, 64) as apart, cost.with_queues(256, 256) as together:
+    with cost.with_queues(512, 64) as apart, cost.with_queues(512, 512) as together:
         assert tables(apart)["frame_limit"] >= state.BURST > tables(together)["frame_limit"]
-        assert int(tables(apart)["queue_count"]) == 256
+        assert int(tables(apart)["queue_count"]) == 512
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -68,6 +68,7 @@ indications = 0  # default
 indication_frames = 0  # default
 spoof_check = true  # default
 storm_limit = 0  # default
+accept = ["broadcast", "multicast"]  # default
 # mtu is left open
 
 [doctor]
@@ -79,6 +80,7 @@ drops_per_million = 100  # default
 ring = 1024  # default
 busy_frames = 1000  # default
 idle_percent = 10  # default
+every = 60  # default
 """
 
 

@@ -46,7 +46,15 @@ RECORDS: list[dict[str, Any]] = [
     },
     {"number": 11, "time": 1e9, "event": "queue_lack", "vm": "web", "what": "all are taken"},
     {"number": 12, "time": 1e9, "event": "queue_lack", "vm": "web", "what": None},
-]
+    {
+        "number": 13, "time": 1e9, "event": "finding", "code": "D28", "status": "found", "severity": "error",
+        "subject": "VM web", "title": "MTUs do not match", "why": "Long frames are lost.", "fix": "mtu = 1500",
+    },
+    {
+        "number": 14, "time": 1e9, "event": "finding", "code": "D04", "status": "cleared", "severity": "note",
+        "subject": "", "title": "Processor 0", "why": "ignore of [doctor]", "fix": None,
+    },
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -83,6 +91,8 @@ def test_each_event_is_a_line_in_words(engine: list[int], capsys: pytest.Capture
         ["10", "current_capabilities  lost filter_fields,queues"],
         ["11", "queue_lack  web: all are taken"],
         ["12", "queue_lack  web: it has a receive queue of its own"],
+        ["13", "finding     D28 error: VM web: MTUs do not match. Fix: mtu = 1500"],
+        ["14", "finding     D04 cleared: Processor 0 (ignore of [doctor])"],
     ]
     assert engine == [0]
 

@@ -163,6 +163,16 @@ def test_statistics_begin_anew_in_nobody_s_name(vmq, engine) -> None:
     assert asked(engine) == [("reset_statistics", {"queue": 0})]
 
 
+def test_a_reset_says_what_it_does_and_asks_nothing(vmq, engine) -> None:
+    """Of one uplink, and of nobody's receive queues in particular."""
+    engine.answer(*[{"status": "SUCCESS"}] * 3)
+    words = "all counters begin anew, frames that waited are discarded; receive queues and filters stay\n"
+    assert vmq("queue", "reset") == (0, words, "")
+    assert vmq("queue", "reset", "--uplink", "lan") == (0, f"uplink lan: {words}", "")
+    assert json.loads(vmq("queue", "reset", "--uplink", "", "--json")[1]) == {"status": "SUCCESS"}
+    assert asked(engine) == [("reset", {}), ("reset", {"uplink": "lan"}), ("reset", {"uplink": ""})]
+
+
 def test_a_refusal_is_one_line_with_its_exit_code(vmq, engine) -> None:
     engine.refuse(
         status="INVALID_PARAMETER", message="FREE_QUEUE: receive queue 3 has 1 filters", remedy="clear"

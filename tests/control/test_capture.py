@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from scapy.utils import RawPcapNgReader
 
 from tests.engine.running import MACS, Running, frame, until
 from vmq.cli import main
 from vmq.cli.client import capturing
+from vmq.control.answers import CapturePiece
 from vmq.control.capture import CAPTURES_MAX, RINGS_MAX, Pieces, capture
 from vmq.control.requests import Capture as Asked
 from vmq.control.requests import understood
@@ -49,8 +51,9 @@ class Captured:
         taken = asyncio.run_coroutine_threadsafe(self.session.stream.take(), self.running.loop)
         records = taken.result(PATIENCE)
         for record in records:
-            self.content += base64.b64decode(record["blocks"])
-            self.counts.append((record["captured"], record["lost"]))
+            piece = msgspec.convert(record, CapturePiece)  # as the schema has it
+            self.content += base64.b64decode(piece.blocks)
+            self.counts.append((piece.captured, piece.lost))
         return bool(records)
 
     def whole(self) -> bytes:

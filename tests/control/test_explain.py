@@ -58,7 +58,7 @@ class Steering:
         row["account"] = address_of(books)
         for name in ("delivery_count", "touched_count", "outgoing_count"):
             self.w[name] = 0
-        steer(t, self.w, 0, 1 if source >= 0 and uplink >= 0 else 0, forward)
+        steer(t, self.w, 0, 1 if source >= 0 and uplink >= 0 else 0, forward, False)
         deliveries = at(int(self.w["deliveries"]), state.DELIVERIES, state.delivery)
         queues = [int(one["queue"]) for one in deliveries[: int(self.w["delivery_count"])]]
         lists = at(int(self.w["todo"]), state.MAX_QUEUES, state.todo)
@@ -87,6 +87,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             far=vm("far", 1, uplink="wan"),
             alone=vm("alone", 5),
             pair=vm("pair", 6),
+            deaf=vm("deaf", 7, uplink="lan", accept=()),
+            bridge=vm("bridge", 8, uplink="lan", vlan=10, accept=("multicast", "unknown")),
+            monitor=vm("monitor", 9, vlan=11, accept=("broadcast", "unknown")),
+            peer=vm("peer", 1, vlan=11),
         )
         yield one
 
@@ -131,7 +135,7 @@ TAGS = [None, 0, 10, 11, 4095]
 SOURCES: list[dict[str, str]] = [
     {"uplink": "lan"},
     {"uplink": "wan"},
-    *({"source": name} for name in ("a", "b", "ten", "tenth", "far", "alone", "pair")),
+    *({"source": name} for name in ("a", "b", "ten", "tenth", "far", "alone", "pair", "deaf", "bridge", "monitor", "peer")),
 ]
 
 
@@ -265,12 +269,28 @@ def test_a_near_miss_is_said_with_the_remedy(
     assert answer["remedy"] == remedy
 
 
+def test_who_does_not_accept_a_flood_is_named(running: Running):
+    answer = asked(running, mac=BROADCAST, uplink="lan")
+    assert answer["members"] == ["a", "b"]
+    assert 'without "broadcast" in accept: deaf' in answer["steps"]
+
+
+def test_an_unknown_address_is_flooded_to_those_who_accept_it_and_a_near_miss_still(running: Running):
+    """Where nobody does, nothing is said of it."""
+    answer = asked(running, mac=MACS[1], uplink="lan", vlan=10)
+    assert (answer["verdict"], answer["members"]) == ("flooded to 1 VM", ["bridge"])
+    assert any(step.startswith("near miss: VM b has this address") for step in answer["steps"])
+    assert "every VM of VLAN 10 on uplink lan that accepts unknown frames gets it: bridge" in answer["steps"]
+    assert asked(running, mac=NOBODY, source="ten")["verdict"] == "flooded to 1 VM and the wire"
+    assert not any("accepts" in step for step in asked(running, mac=NOBODY, uplink="lan")["steps"])
+
+
 def test_a_flood_names_its_members_and_leaves_out_its_source(running: Running):
     answer = asked(running, mac=BROADCAST, source="a")
     assert answer["verdict"] == "flooded to 1 VM and the wire"
     assert answer["members"] == ["b"]
     assert "b: no front-end is connected" in answer["reason"]
-    assert asked(running, mac=MULTICAST, uplink="lan", vlan=10)["members"] == ["ten", "tenth"]
+    assert asked(running, mac=MULTICAST, uplink="lan", vlan=10)["members"] == ["ten", "tenth", "bridge"]
 
 
 def test_link_local_frames_are_a_matter_of_policy(running: Running):
@@ -317,7 +337,7 @@ def test_a_source_that_may_be_learned_or_is_not_checked_is_let_in(running: Runni
     assert learned["verdict"] == "sent to the wire"
     assert any("may learn" in step for step in learned["steps"])
     unchecked = asked(running, hex=frame(NOBODY, NOBODY).hex(), source="tenth")
-    assert unchecked["verdict"] == "sent to the wire"
+    assert unchecked["to_wire"]
     assert any("spoof_check is off" in step for step in unchecked["steps"])
 
 

@@ -292,6 +292,7 @@ class Vm:
         frame_max: int = 1514,
         spoof_check: bool = True,
         storm_limit: int = 0,
+        accept: tuple[str, ...] = ("broadcast", "multicast"),
         learn: Sequence[tuple[int, int]] = (),
         learn_left: int = 0,
     ) -> None:
@@ -309,7 +310,7 @@ class Vm:
         ]
         self.to_guest, self.from_guest = self.queues[0]
         self.frame_max, self.spoof_check, self.storm_limit = frame_max, spoof_check, storm_limit
-        self.learn, self.learn_left = learn, learn_left
+        self.learn, self.learn_left, self.accept = learn, learn_left, accept
         self.present = True
         self.num_buffers: list[int] = []
         self.begin()
@@ -337,6 +338,7 @@ class Vm:
             frame_max=self.frame_max,
             spoof_check=self.spoof_check,
             storm_limit=self.storm_limit,
+            accept=self.accept,
             learn=tuple(self.learn),
             learn_left=self.learn_left,
             regions=self.memory.table(),

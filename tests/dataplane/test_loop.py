@@ -30,7 +30,7 @@ from tests.dataplane.rig import (
     number_of,
     numbered,
 )
-from vmq.dataplane import state
+from vmq.dataplane import loop, state
 from vmq.dataplane.clock import now
 from vmq.dataplane.loop import IDLE_ROUNDS, POLL_WAIT_MS, prepare_sleep, sleep
 from vmq.jit import INTERPRETED, at
@@ -530,3 +530,45 @@ def test_every_drop_and_fault_that_guests_and_replays_can_cause_is_caused_by_som
         name for name, _ in (*state.DROPS, *state.FAULTS[1:]) if name not in text and name.upper() not in text
     ]
     assert missing == []
+
+
+# --- silent guests -----------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_was_silent_is_looked_at_now_and_then_and_at_once_after_a_sleep():
+    """Its first frame waits QUIET_SHARE rounds at most, and none if it has kicked; the next ones do not wait."""
+    with Rig() as rig:
+        silent, other = rig.vm(A), rig.vm(B)
+        other.post(40)
+        rig.publish()
+        for woken in (False, True):
+            for _ in range(loop.QUIET_ROUNDS + loop.QUIET_SHARE):
+                rig.step()
+            silent.send(frame(B, A))
+            rig.worker()["eager"] = int(woken)
+            rounds = 0
+            while not other.received():
+                rig.step()
+                rounds += 1
+            assert rounds == 1 if woken else 1 <= rounds <= loop.QUIET_SHARE
+            silent.send(frame(B, A))
+            rig.step()
+            assert len(other.received()) == 1
+
+
+def test_silent_guests_do_not_wait_for_each_other():
+    """Each round has another part of them."""
+    with Rig() as rig:
+        vms = [rig.vm(f"52:54:00:00:01:{number:02x}") for number in range(2 * loop.QUIET_SHARE)]
+        receiver = rig.vm(B)
+        receiver.post(60)
+        rig.publish()
+        for _ in range(loop.QUIET_ROUNDS + loop.QUIET_SHARE):
+            rig.step()
+        for number, vm in enumerate(vms):
+            vm.send(frame(B, f"52:54:00:00:01:{number:02x}"))
+        arrived = []
+        for _ in range(loop.QUIET_SHARE):
+            rig.step()
+            arrived.append(len(receiver.received()))
+        assert arrived == [2] * loop.QUIET_SHARE

@@ -189,13 +189,14 @@ def test_link_local_frames_cross_where_the_uplink_says_so(forward):
             assert sender.sent_drops() == {"link_local": 1}
 
 
-def test_a_round_takes_no_more_frames_than_its_floods_have_room_for():
+@pytest.mark.parametrize(("kind", "to"), [("broadcast", BROADCAST), ("multicast", MULTICAST), ("unknown", NOBODY)])
+def test_a_round_takes_no_more_frames_than_its_floods_have_room_for(kind, to):
     """DELIVERIES bounds (frame, receive queue) pairs: with many members a round takes fewer frames."""
-    members = 140
+    members = 300
     with Rig() as rig:
-        wire = rig.uplink(frames=[frame(BROADCAST, D)] * 64)
+        wire = rig.uplink(frames=[frame(to, D)] * 64)
         for number in range(members):
-            rig.vm(mac_text(0x10 + (number << 16)), uplink=wire, regions=SMALL, size=4)
+            rig.vm(mac_text(0x10 + (number << 16)), uplink=wire, regions=SMALL, size=4, accept=(kind,))
         rig.publish()
         rig.step()
         taken = state.DELIVERIES // members
@@ -220,6 +221,88 @@ def test_deliveries_of_one_queue_are_in_the_order_of_the_burst():
             wanted = (bytes.fromhex(mac.replace(":", "")), b"\xff" * 6)
             assert vm.received() == [data for data in burst if data[:6] in wanted]
             assert int(vm.books()["indications"]) == 1
+
+
+# --- who accepts what ----------------------------------------------------------------------------------------
+
+ALL = ("broadcast", "multicast", "unknown")
+
+
+@pytest.mark.parametrize("accept", [(), *((kind,) for kind in ALL), ("multicast", "unknown"), ALL])
+def test_a_port_gets_beside_its_filters_what_it_accepts(accept):
+    """Each frame once; what only others accept is theirs alone."""
+    burst = [frame(to, D) for to in (A, BROADCAST, MULTICAST, NOBODY)]
+    with Rig() as rig:
+        wire = rig.uplink(frames=burst)
+        vm, usual = rig.vm(A, uplink=wire, accept=accept), rig.vm(B, uplink=wire)
+        for one in (vm, usual):
+            one.post(8)
+        rig.publish()
+        rig.run()
+        wanted = [data for kind, data in zip(ALL, burst[1:], strict=True) if kind in accept]
+        assert vm.received() == [burst[0], *wanted]
+        assert usual.received() == burst[1:3]
+        assert rig.wire_drops() == ({} if "unknown" in accept else {"default_queue": 1})
+
+
+def test_a_group_frame_that_nobody_accepts_is_a_named_drop():
+    with Rig() as rig:
+        wire = rig.uplink(frames=[frame(BROADCAST, D), frame(MULTICAST, D)])
+        deaf, sender, alone = rig.vm(A, uplink=wire, accept=()), rig.vm(B), rig.vm(C, accept=("multicast",))
+        sender.send(frame(BROADCAST, B))
+        rig.publish()
+        rig.run()
+        assert deaf.received() == alone.received() == []
+        assert rig.wire_drops() == {"default_queue": 2}
+        assert sender.sent_drops() == {"no_filter": 1}
+
+
+def test_an_unknown_frame_of_a_guest_is_copied_beside_what_leaves_and_never_comes_back():
+    """In its segment alone; what a filter names is nobody else's."""
+    with Rig() as rig:
+        wire = rig.uplink(sink=1 << 12)
+        sender, monitor = (rig.vm(mac, uplink=wire, accept=ALL) for mac in (A, B))
+        strangers = [rig.vm(C, uplink=wire, vlan=5, accept=ALL), rig.vm(C, accept=ALL)]
+        neighbour = rig.vm(D, uplink=wire)
+        for vm in (sender, monitor, neighbour, *strangers):
+            vm.post(4)
+        for to in (NOBODY, D, A):
+            sender.send(frame(to, A))
+        rig.publish()
+        rig.run()
+        assert monitor.received() == rig.left() == [frame(NOBODY, A)]
+        assert neighbour.received() == [frame(D, A)]
+        assert [vm.received() for vm in (sender, *strangers)] == [[]] * 3
+        assert [int(sender.books()["account"][name]) for name in ("forwarded", "copies")] == [2, 2]
+        assert sender.sent_drops() == {"own_address": 1}
+
+
+def test_an_unknown_frame_that_somebody_accepts_is_a_near_miss_all_the_same():
+    with Rig() as rig:
+        sender, monitor, other = rig.vm(A), rig.vm(B, accept=("unknown",)), rig.vm(C, vlan=7)
+        monitor.post(4)
+        for to in (C, NOBODY, BROADCAST):
+            sender.send(frame(to, A))
+        rig.publish()
+        rig.run()
+        assert monitor.received() == [frame(C, A), frame(NOBODY, A)]
+        assert sender.sent_drops() == {"no_filter": 1}
+        assert int(rig.segment.rows["misses"][other.number]["wrong_vlan"]) == 1
+        seen = rig.segment.rows["strangers"]
+        assert [mac_text(row["mac"]) for row in seen if row["count"]] == [NOBODY]
+
+
+@pytest.mark.parametrize("to", ["01:00:00:00:00:00", "03:00:00:00:00:00"])
+def test_frames_to_the_addresses_under_which_groups_stand_are_multicast(to):
+    """They find those who accept multicast, whatever stands there."""
+    with Rig() as rig:
+        wire = rig.uplink(frames=[frame(to, D)])
+        vms = [rig.vm(mac, uplink=wire, accept=(kind,)) for mac, kind in zip((A, B, C), ALL, strict=True)]
+        for vm in vms:
+            vm.post(2)
+        rig.publish()
+        rig.run()
+        assert [len(vm.received()) for vm in vms] == [0, 1, 0]
 
 
 # --- generic filters -----------------------------------------------------------------------------------------
@@ -346,3 +429,16 @@ def test_a_plain_filter_leads_to_a_second_receive_queue_of_a_vm():
         assert [int(vm.books(index)["frames_to_guest"]) for index in range(2)] == [1, 1]
         assert other.received() == [frame(B, C)]
         assert vm.sent_drops() == {"own_address": 1}
+
+
+def test_a_filter_names_a_group_address_for_a_port_that_accepts_no_other():
+    with Rig() as rig:
+        wire = rig.uplink(frames=[frame(to, D) for to in (MULTICAST, "01:00:5e:00:00:02")])
+        vm = rig.vm(A, uplink=wire, accept=())
+        vm.post(4)
+        one = words((Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MULTICAST)))
+        rig.filters = [on(wire, (one, vm.first_queue))]
+        rig.publish()
+        rig.run()
+        assert vm.received() == [frame(MULTICAST, D)]
+        assert rig.wire_drops() == {"default_queue": 1}

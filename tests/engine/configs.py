@@ -36,6 +36,7 @@ def configs(draw: st.DrawFn, folder: Path) -> Config:
             vlan=draw(st.sampled_from((None, 10))),
             queue_pairs=draw(st.sampled_from((1, 2))),
             spoof_check=draw(st.booleans()),
+            accept=draw(st.sampled_from(((), ("broadcast", "multicast"), ("multicast", "unknown")))),
         )
         if not claims(vm) & taken:
             taken |= claims(vm)

@@ -19,6 +19,7 @@ import pytest
 from tests.hostile.arena import WAYS, Way, frame
 from tests.hostile.attack import Attack, exchange
 from vmq.abi.vhost_user import U64, Request
+from vmq.cli.client import capturing
 from vmq.guest.driver import HEADER
 from vmq.guest.rings import Descriptor
 
@@ -115,7 +116,12 @@ def test_h28_6_nothing_compiles_once_frames_can_flow(attack: Attack):
     guest.frontend.tell(Request.NET_SET_MTU, U64.pack(1400))
     guest.stop()
     guest.start()
-    for what in ("vms", "queues", "filters", "uplinks", "processors"):
+    engine.ask("measure", vm="peer")
+    with capturing(str(engine.api), vm="peer") as pieces:
+        exchange(guest, attack.peer, ("attacker", "peer"))
+        pieces.enough()
+        assert sum(len(content) for content, _ in pieces) > 0
+    for what in ("vms", "queues", "filters", "uplinks", "processors", "histograms"):
         engine.ask("show", what=what)
     engine.ask("explain", mac=guest.mac)
     engine.reload()

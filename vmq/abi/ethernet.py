@@ -7,6 +7,8 @@ the frame's first six bytes gives, so a filter compares with no byte swapped. Bi
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 ETH_ALEN = 6
 ETH_HLEN = 14
 ETH_TYPE_OFFSET = 12
@@ -29,6 +31,7 @@ LINK_LOCAL_MASK = 0xF0FF_FFFF_FFFF
 LINK_LOCAL_VALUE = 0x0000_00C2_8001
 
 
+@lru_cache(maxsize=1 << 16)  # one for each address of a large configuration
 def mac_number(text: str) -> int:
     """`52:54:00:00:00:01` as the integer described above; ValueError when it is none."""
     parts = text.split(":")

@@ -52,6 +52,8 @@ def _words(record: Mapping[str, Any]) -> str:
         return f"{record['actions']} actions"
     if record["event"] == "queue_lack" and record["what"] is None:
         return f"{record['vm']}: it has a receive queue of its own"
+    if record["event"] == "finding":
+        return _finding(record)
     if record["event"] in {"queue_state", "dma_stopped"}:
         return (
             f"{record.get('uplink') or 'no uplink'}: receive queue {record['queue']} of {record['owner']}: "
@@ -67,6 +69,16 @@ def _words(record: Mapping[str, Any]) -> str:
     if wrong:
         return f"{parts[0]}{wrong}" + (f". Remedy: {remedy}" if remedy else "")
     return parts[0] + ", ".join(f"{key} {value}" for key, value in named.items())
+
+
+def _finding(record: Mapping[str, Any]) -> str:
+    """What the doctor says, with the fix; of what has gone, that it has, and why it is not told any more."""
+    whose = f"{record['subject']}: " if record["subject"] else ""
+    if record["status"] == "found":
+        fix = f". Fix: {record['fix']}" if record["fix"] else ""
+        return f"{record['code']} {record['severity']}: {whose}{record['title']}{fix}"
+    why = f" ({record['why']})" if record["why"] else ""
+    return f"{record['code']} {record['status']}: {whose}{record['title']}{why}"
 
 
 def _ask(api: str | None, since: int) -> list[dict[str, Any]]:

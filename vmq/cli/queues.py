@@ -54,6 +54,7 @@ def add(verbs: Verbs) -> None:
     add_owner(parser)
     parser = add_operation(nested, "reset-statistics", reset_statistics, "let its counters begin anew")
     parser.add_argument("queue", metavar="QUEUE", type=receive_queue, help='its number, "default" or "drop"')
+    add_operation(nested, "reset", reset, "all counters begin anew, frames that wait are discarded")
 
 
 def _members(parser: Parser) -> None:
@@ -181,4 +182,12 @@ def free(args: argparse.Namespace) -> int:
 def reset_statistics(args: argparse.Namespace) -> int:
     done = ask_record(args.api, "reset_statistics", uplink=args.uplink, queue=args.queue)
     print(json.dumps(done) if args.json else f"receive queue {args.queue}: its counters begin anew")
+    return 0
+
+
+def reset(args: argparse.Namespace) -> int:
+    done = ask_record(args.api, "reset", uplink=args.uplink)
+    words = "all counters begin anew, frames that waited are discarded; receive queues and filters stay"
+    where = f"uplink {args.uplink}: " if args.uplink else ""
+    print(json.dumps(done) if args.json else plain(f"{where}{words}"))
     return 0

@@ -23,6 +23,7 @@ DEVICE = re.compile(
 )  # netdevice(7): IFNAMSIZ is 16 with its NUL; % is a pattern for the kernel
 CODE = re.compile(r"D(?:0[1-9]|[12][0-9]|3[0-4])")  # of a rule of vmq doctor
 QEMU_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,126}")
+ACCEPTABLE = ("broadcast", "multicast", "unknown")
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -95,6 +96,18 @@ def _code(text: str) -> str:
     return text.upper()
 
 
+def _kind(text: str) -> str:
+    if text not in ACCEPTABLE:
+        raise ValueError(f"{shown(text)} is not one of {', '.join(ACCEPTABLE)}")
+    return text
+
+
+def _accept(value: object) -> object:
+    """In one order: two ways to write it plan no change."""
+    read = _each(value, _kind)
+    return tuple(sorted(read)) if isinstance(read, tuple) else read
+
+
 def _each(value: object, read: Callable[[str], str]) -> object:
     """One text, or a list of texts, read one by one; none may be there twice."""
     written = value if isinstance(value, list) else [value]
@@ -148,6 +161,7 @@ FORMS: dict[str, tuple[Callable[[Any], object], dict[str, object]]] = {
         {"type": ["string", "array"], "items": {"type": "string"}},
     ),
     "ignore": (lambda value: _each(value, _code), {"type": ["string", "array"], "items": {"type": "string"}}),
+    "accept": (_accept, {"type": ["string", "array"], "items": {"type": "string", "enum": list(ACCEPTABLE)}}),
     "device": (_device, {"type": "string"}),
     "bridge": (_device, {"type": "string"}),
     "qmp_nic": (_qmp_nic, {"type": "string"}),

@@ -4,7 +4,7 @@
     Config ── engine: Engine
            ├─ uplinks: name → Tap | Packet | Pcap | Memory      (`kind` in the file chooses which)
            ├─ vms:     name → Vm
-           └─ doctor: Doctor                                   (what vmq doctor finds; the engine does not ask it)
+           └─ doctor: Doctor                                   (what the doctor finds, and how often it looks)
 
 A record is immutable, and compared and hashed by value: two equal configurations plan no action. Its texts
 are canonical: addresses in lower case with colons, paths absolute. `None` means that the key was left out;
@@ -268,6 +268,12 @@ class Vm(Record, frozen=True, kw_only=True):
             le=100_000_000,
         ),
     ] = 0
+    accept: Annotated[
+        tuple[Literal["broadcast", "multicast", "unknown"], ...],
+        says(
+            'a list out of "broadcast", "multicast", "unknown": the frames it gets beside those for its addresses'
+        ),
+    ] = ("broadcast", "multicast")
     mtu: (
         Annotated[int, says("a number from 68 to 65535; leave it out to take the uplink's", ge=68, le=65535)]
         | None
@@ -275,7 +281,7 @@ class Vm(Record, frozen=True, kw_only=True):
 
 
 class Doctor(Record, frozen=True, kw_only=True):
-    """From where on vmq doctor calls something a mistake. docs/doctor.md says where each default comes from."""
+    """From where on the doctor calls something a mistake, and how often. docs/doctor.md: where each default comes from."""
 
     ignore: Annotated[
         tuple[str, ...], says('a list of codes whose findings are accepted, as "D13" or ["D13", "D30"]')
@@ -308,6 +314,14 @@ class Doctor(Record, frozen=True, kw_only=True):
         int,
         says("the share of a busy VM's frames below which another is idle, from 0 to 100", ge=0, le=100),
     ] = 10
+    every: Annotated[
+        int,
+        says(
+            "after how many seconds a running engine looks again, from 0 to 86400; 0: it never looks",
+            ge=0,
+            le=86_400,
+        ),
+    ] = 60
 
 
 AnyUplink = Tap | Packet | Pcap | Memory

@@ -235,6 +235,18 @@ class Configured(Event, tag="configured", kw_only=True):
     remedy: str | None
 
 
+class Found(Event, tag="finding", kw_only=True):
+    """The doctor has found what was not there before (`found`), or it has gone (`cleared`)."""
+
+    code: str
+    status: str
+    severity: str
+    subject: str
+    title: str
+    why: str
+    fix: str | None
+
+
 class OfContract(Event, kw_only=True):
     """What a contract tells; without an uplink it is that of VMs without one."""
 
@@ -287,6 +299,7 @@ AnyEvent = (
     | QueueSwap
     | Guarded
     | Configured
+    | Found
     | QueueState
     | DmaStopped
     | HardwareChanged

@@ -25,6 +25,7 @@ from vmq.abi.ethernet import (
     ETH_TYPE_OFFSET,
     LINK_LOCAL_MASK,
     LINK_LOCAL_VALUE,
+    MAC_BROADCAST,
     MAC_GROUP_BIT,
     VLAN_HLEN,
     VLAN_VID_MASK,
@@ -66,6 +67,7 @@ class Decision:
     vms: list[Vm] = field(default_factory=list)
     pair: int = 0  # of the one VM: which of its receive queues
     to_wire: bool = False
+    flooded: bool = False  # for all who accept such frames
     steps: list[str] = field(default_factory=list)
     remedy: str | None = None
 
@@ -238,11 +240,9 @@ def decide(engine: Engine, question: Question, vid: int, decision: Decision) -> 
     if _claimed(engine, question, vid, decision):
         return
     if group:
-        members = [vm for vm in engine.vms.values() if _in(vm, vid, uplink)]
-        decision.vms = [vm for vm in members if vm is not question.vm]
-        decision.to_wire = from_guest and uplink is not None
-        names = ", ".join(vm.name for vm in decision.vms) or "no other VM"
-        steps.append(f"{text} is a group address: every VM of {_segment(uplink, vid)} gets it: {names}")
+        decision.flooded, decision.to_wire = True, from_guest and uplink is not None
+        steps.append(f"{text} is a group address")
+        _flood(engine, question, vid, decision, "broadcast" if question.mac == MAC_BROADCAST else "multicast")
     else:
         owner = _owner(engine, question.mac, vid, uplink)
         if owner is not None and owner is question.vm:
@@ -256,11 +256,27 @@ def decide(engine: Engine, question: Question, vid: int, decision: Decision) -> 
         else:
             steps.append(f"no receive filter names {text} in {_segment(uplink, vid)}")
             _near_misses(engine, question, vid, decision)
+            _flood(engine, question, vid, decision, "unknown")
+            decision.flooded = bool(decision.vms)
         decision.to_wire = owner is None and from_guest and uplink is not None
     if decision.to_wire:
         steps.append(f"it leaves through uplink {uplink}")
     if not decision.vms and not decision.to_wire:
         decision.drop = "no_filter" if from_guest else "default_queue"
+
+
+def _flood(engine: Engine, question: Question, vid: int, decision: Decision, kind: str) -> None:
+    """The VMs of its segment that accept such frames; nobody usually wants unknown ones, and that needs no words."""
+    here = [vm for vm in engine.vms.values() if _in(vm, vid, question.uplink) and vm is not question.vm]
+    decision.vms = [vm for vm in here if kind in vm.config.accept]
+    if decision.vms or kind != "unknown":
+        names = ", ".join(vm.name for vm in decision.vms) or "no other VM"
+        decision.steps.append(
+            f"every VM of {_segment(question.uplink, vid)} that accepts {kind} frames gets it: {names}"
+        )
+    without = [vm.name for vm in here if vm not in decision.vms]
+    if without and kind != "unknown":
+        decision.steps.append(f'without "{kind}" in accept: {", ".join(without)}')
 
 
 def _claimed(engine: Engine, question: Question, vid: int, decision: Decision) -> bool:
@@ -357,7 +373,7 @@ def _answer(question: Question, vid: int, decision: Decision) -> Answer:
         default = decision.drop == "default_queue"
         answer |= {"verdict": "default queue" if default else "dropped", "queue": 0 if default else None}
         answer["reason"] = f"{decision.drop}: {_SENTENCES[decision.drop]}"
-    elif question.mac & MAC_GROUP_BIT and not decision.pair:
+    elif decision.flooded:
         answer["verdict"] = f"flooded to {_count(len(names))}" + (" and the wire" if decision.to_wire else "")
         missed = [f"{vm.name}: {why}" for vm, (drop, why, _) in stands if drop]
         answer["reason"] = f"not everybody gets it: {'; '.join(missed)}" if missed else ""

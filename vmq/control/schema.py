@@ -116,8 +116,9 @@ def _method(name: str, form: type[Request], function: Function) -> Method:
 def schema() -> dict[str, Any]:
     """The description of the API."""
     kinds = [kind for declared in METHODS.values() for kind in (declared.form, declared.result)]
-    made, records = msgspec.json.schema_components([*kinds, answers.AnyEvent], ref_template="#/$defs/{name}")
-    pairs = zip(made[:-1:2], made[1:-1:2], strict=True)
+    told = [answers.CapturePiece, answers.AnyEvent]
+    made, records = msgspec.json.schema_components([*kinds, *told], ref_template="#/$defs/{name}")
+    pairs = zip(made[:-2:2], made[1:-2:2], strict=True)
     methods = {
         name: {
             "description": declared.form.__doc__,
@@ -134,6 +135,7 @@ def schema() -> dict[str, Any]:
         "vmq": __version__,
         "statuses": MEANINGS,
         "methods": methods,
+        "capture": made[-2],
         "event": made[-1],
         "$defs": records,
     }

@@ -56,6 +56,7 @@ def of_vm(vm: Vm) -> list[Row]:
         setting("offloads", "all that the guest can do", "none", NO_OFFLOADS),
         _moderation(vm),
         setting("overload", vm.config.overload, vm.config.overload),
+        _accept(vm),
     ]
 
 
@@ -106,6 +107,16 @@ def _mtu(vm: Vm) -> Row:
     else:
         why = f"the MTU of {vm.config.uplink}" if uplink else f"the default, {DEFAULT_MTU}"
     return setting("mtu", asked, effective, why)
+
+
+def _accept(vm: Vm) -> Row:
+    asked = ", ".join(vm.config.accept) or "nothing"
+    uplink = vm.engine.uplinks.get(vm.config.uplink or "")
+    taken = uplink.uplink.status().get("membership", "promiscuous") if uplink else "promiscuous"
+    if "unknown" not in vm.config.accept or taken == "promiscuous":
+        return setting("accept", asked, asked)
+    why = f"{vm.config.uplink} asks its device for the addresses of its VMs only: set its promiscuous"
+    return setting("accept", asked, f"{asked} from other VMs", why)
 
 
 def _moderation(vm: Vm) -> Row:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Receive filters by address: whose is a frame, and what is remembered of those that nobody gets.
 
-One hash table holds the plain receive filters of every uplink: (MAC, VLAN id, uplink) → receive queue. The members of
-a segment (uplink, VLAN id) stand under the broadcast address. It is open addressing at most half full, so the
-search is short and always ends. Frames arrive here in normal form: without tag, its VLAN id beside it.
+One hash table holds the plain receive filters of every uplink: (MAC, VLAN id, uplink) → receive queue. The groups of
+a segment (uplink, VLAN id), who accepts what beside its filters, stand there too (GROUP_KEYS). It is open addressing at
+most half full, so the search is short and always ends. Frames arrive here in normal form: without tag, its VLAN id
+beside it.
 
 Deliveries are only noted, linked per receive queue; `deliver` (to_guest.py) writes them afterwards, queue by queue (two
 passes a burst).
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vmq.abi.ethernet import ETH_ALEN, MAC_GROUP_BIT
+from vmq.abi.ethernet import ETH_ALEN, MAC_BROADCAST, MAC_GROUP_BIT
 from vmq.dataplane.state import (
     DELIVERIES,
     HASH_FACTOR,
@@ -34,6 +35,12 @@ from vmq.dataplane.state import (
     todo,
 )
 from vmq.jit import at, int64, kernel, peek
+
+# Under which address a group stands. Each is a group address, and plain filters have none (filters/compiled.py); a
+# frame's own address is looked up only if it is unicast. So no frame finds a group where it looks for a receive queue,
+# and no receive queue where it looks for its group.
+BROADCASTS, MULTICASTS, UNKNOWNS = MAC_BROADCAST, MAC_GROUP_BIT, MAC_GROUP_BIT | 2
+GROUP_KEYS = {"broadcast": BROADCASTS, "multicast": MULTICASTS, "unknown": UNKNOWNS}
 
 
 @kernel
@@ -66,7 +73,7 @@ def search(address: int, mask: int, key: int, uplink: int) -> int:
 
 @kernel
 def lookup(t: Any, mac: int, vid: int, uplink: int) -> int:
-    """Receive queue (for the broadcast address: group) of a filter, or NONE."""
+    """Receive queue of a filter (of one of GROUP_KEYS: the group), or NONE."""
     return search(int64(t["buckets"]), int64(t["bucket_mask"]), mac | (vid << VID_SHIFT), uplink)
 
 
@@ -127,7 +134,7 @@ def remember(w: Any, mac: int, vid: int, uplink: int) -> None:
 
 @kernel
 def note_miss(t: Any, w: Any, row: Any, mac: int) -> None:
-    """A unicast frame that nobody gets: its address belongs to a VM port of another VLAN, or to nobody."""
+    """A unicast frame that no filter names: its address belongs to a VM port of another VLAN, or to nobody."""
     uplink = int64(row["uplink"])
     owner = owner_of(t, search(int64(t["near_buckets"]), int64(t["near_mask"]), mac, uplink))
     if owner < 0:

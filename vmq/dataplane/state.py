@@ -30,7 +30,7 @@ HEAD_STRIDE = 128  # room for HEAD and the alignment of its cache line
 # chains of empty descriptors would otherwise cost a neighbour seconds.
 STEPS = 16384
 CLAIMS = 256  # mergeable receive buffers that one frame may span
-DELIVERIES = 8192  # (frame, receive queue) pairs of one round; more than any flood
+DELIVERIES = 16384  # (frame, receive queue) pairs of one round; more than any flood
 BOUNCE = 1 << 17  # one frame made contiguous
 ARENA = 1 << 20  # segments of super-frames of one round
 FRAME_MAX = 65535 + 14 + 4  # the longest frame of any kind, tag included
@@ -169,7 +169,7 @@ tables = rows(
     ("near_buckets", i64), ("near_mask", i64),  # the same addresses whatever their VLAN, for near misses
     ("rules", i64), ("rule_count", i64),  # `rule` of uplink u at u + 1; count 0: nobody has generic filters
     ("field_tests", i64), ("field_test_count", i64),
-    ("groups", i64), ("group_count", i64),
+    ("groups", i64), ("group_count", i64), ("unknown_count", i64),  # VM ports that accept unknown unicast frames
     ("members", i64), ("member_count", i64),  # i64 numbers of VM ports, group after group
     ("learns", i64), ("learn_count", i64),
     ("lanes", i64), ("lane_count", i64),
@@ -308,6 +308,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
     ("claims", i64), ("chains", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
     ("ready", i64), ("clock", i64), ("columns", i64),
+    ("quiet", i64), ("eager", i64),  # i32 rounds without a frame by receive queue; 1: look at all rings
     ("events", i64), ("event_head", i64),
     ("misses", i64), ("strangers", i64),  # near_miss rows of all VM ports, stranger rows: this worker's own
     ("frame_count", i64), ("piece_count", i64), ("delivery_count", i64), ("touched_count", i64),

@@ -126,7 +126,7 @@ class Dynamics:
         }
         for swap in self._scarce.setdefault(uplink, Scarce(None)).look(now, limit, claims):
             if swap.loser is not None:
-                queues.give_up(self.engine.vms[swap.loser])
+                queues.give_up(self.engine.vms[swap.loser], swap.why)
             if swap.winner is not None:
                 queues.complete([self.engine.vms[swap.winner]])
             self.engine.journal.tell(

@@ -14,6 +14,7 @@ what has made it: they put it aside, and neither fail nor ask back.
     moved            vm, processor, before, why        another processor serves it
     followed         vm, came, went           addresses that its guest gave its device, or took back
     configured       actions, wrong, remedy   a configuration was brought about, or refused
+    finding          code, status, …          what the doctor has found, or finds no more
     queue_state, dma_stopped, hardware_capabilities, current_capabilities, reset        uplink, and docs/queues.md
 
 Every event is a record of vmq/control/answers.py, for the schema of the API.

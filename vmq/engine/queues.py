@@ -184,7 +184,7 @@ class UplinkQueues:
         """The configuration says something else now."""
         self.contract.set_parameters(CONFIG, vm.queue_id, self._wishes(vm))
         if vm.config.weight == 0 and self.owns(vm):
-            self.give_up(vm)
+            self.give_up(vm, "weight 0 asks for no receive queue of its own")
         self.follow(vm)
 
     def follow(self, vm: Vm) -> None:
@@ -208,14 +208,18 @@ class UplinkQueues:
         if not waiting:
             return
         for done in self.contract.allocation_complete(CONFIG, list(waiting)):
-            vm = waiting[done.queue]
-            if done.why != vm.lack:
-                vm.lack = done.why
-                self.engine.journal.tell("queue_lack", vm=vm.name, what=done.why or None)
+            self._lack(waiting[done.queue], done.why)
 
-    def give_up(self, vm: Vm) -> None:
+    def _lack(self, vm: Vm, why: str) -> None:
+        """Why a VM port has no receive queue of its own; empty: it has one."""
+        if why != vm.lack:
+            vm.lack = why
+            self.engine.journal.tell("queue_lack", vm=vm.name, what=why or None)
+
+    def give_up(self, vm: Vm, why: str) -> None:
         """Take the receive queue of a VM port, for another; the default queue goes on with its frames."""
         before = vm.queue_id
+        self._lack(vm, why)
         self.contract.withdraw([before])
         vm.filters = {}
         self.add(vm)

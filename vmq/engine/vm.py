@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,7 @@ DEFAULT_MTU = 1500
 STATES_MAX = 32  # that are told of one VM port in SILENCE_SECONDS
 
 
+@lru_cache(maxsize=1024)
 def prefix_of(text: str) -> tuple[int, int]:
     """(mask, value) of a learn prefix such as 0e:fc:00:00:00:00/24, in the byte order of vmq.abi.ethernet."""
     address, _, length = text.partition("/")
@@ -134,6 +136,7 @@ class Vm:
             frame_max=self.mtu + ETH_HLEN,
             spoof_check=self.config.spoof_check,
             storm_limit=self.config.storm_limit,
+            accept=self.config.accept,
             learn=learn,
             learn_left=self.room if learn else 0,
             regions=self._regions,
