@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from tests.control.daemon import Process
 from tests.engine.running import MACS, exchange, frame, until
 from vmq import daemon
 from vmq.config import Config, Engine, Vm
+from vmq.control.ward import SETTLED
 from vmq.errors import ConfigError, HostError
 from vmq.topology import Topology
 
@@ -135,6 +139,27 @@ def test_what_cannot_be_opened_ends_it_with_one_line_and_leaves_nothing(process:
     assert "vmq.toml" in lines[0]
     assert "Remedy: " in lines[0]
     assert [path for path in process.folder.glob("*.sock") if path.is_socket()] == []
+
+
+@pytest.mark.slow
+def test_a_running_engine_tells_what_vmq_doctor_finds(process: Process):
+    """By itself, once its start has settled, and nothing is compiled for it; at its end nobody waits for the doctor."""
+
+    def told() -> set[tuple[str, str]]:
+        events = process.ask("events", since=0)
+        return {(one["code"], one["subject"]) for one in events if one["event"] == "finding"}
+
+    process.write("a", "b", more="mtu = 9000\n[doctor]\nwake_us = 1").start().ready()
+    assert told() == set()
+    until(told, "a finding", SETTLED + 10)
+    words = ["doctor", "--json", "--config", str(process.path), "--api", process.api]
+    done = subprocess.run(
+        [sys.executable, "-m", "vmq", *words], capture_output=True, cwd=Path(__file__).parents[1], timeout=60
+    )
+    found = [one for one in json.loads(done.stdout) if one["status"] == "found"]
+    assert told() == {(one["code"], one["subject"]) for one in found}
+    assert process.ask("ping")["compiled_after_start"] == []
+    assert process.end() == 0
 
 
 def test_a_running_engine_keeps_a_second_one_out(process: Process, tmp_path: Path):

@@ -122,7 +122,10 @@ def test_members_of_a_segment_stand_under_the_broadcast_address(segment: Segment
 def test_a_segment_has_a_group_for_each_way_of_accepting_and_all_who_agree_share_one(segment: Segment):
     """Without unknown frames nothing stands under their address, and nobody looks there."""
     agreed = published(segment, [port(0), port(1)], [])
-    assert (len(table(agreed, "groups", "group_count", state.group)), int(agreed.tables["unknown_count"])) == (1, 0)
+    assert (
+        len(table(agreed, "groups", "group_count", state.group)),
+        int(agreed.tables["unknown_count"]),
+    ) == (1, 0)
     assert [look_up(agreed, key, 0, state.NONE) for key in GROUP_KEYS.values()] == [[0], [0], []]
 
     block = published(segment, [port(0), port(1, accept=("broadcast", "unknown")), port(2, accept=())], [])

@@ -42,6 +42,7 @@ from vmq.topology import read
 from vmq.uplink.sink import compile_sink
 from vmq.worker import compile_loop
 
+SWITCH = 0.0005  # seconds that the event loop may wait for the doctor's thread (ward.py) to let go of the interpreter
 LOG = logging.getLogger("vmq")
 
 
@@ -203,6 +204,7 @@ def run(path: Path) -> int:
     compile_kernels()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a front-end with 16 queue pairs takes some 100
+    sys.setswitchinterval(SWITCH)
 
     async def main() -> None:
         await Daemon(path).serve()

@@ -393,7 +393,9 @@ def signal_handler(function: Callable[[int, int, int], None]) -> Callable[[], in
                 )
             else:
                 made.append(
-                    numba.cfunc("void(int32, intp, intp)", cache=True, error_model="numpy")(python_of(function))
+                    numba.cfunc("void(int32, intp, intp)", cache=True, error_model="numpy")(
+                        python_of(function)
+                    )
                 )
         handler = made[0]
         return int(ctypes.cast(handler, ctypes.c_void_p).value or 0) if INTERPRETED else int(handler.address)

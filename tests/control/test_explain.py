@@ -135,7 +135,10 @@ TAGS = [None, 0, 10, 11, 4095]
 SOURCES: list[dict[str, str]] = [
     {"uplink": "lan"},
     {"uplink": "wan"},
-    *({"source": name} for name in ("a", "b", "ten", "tenth", "far", "alone", "pair", "deaf", "bridge", "monitor", "peer")),
+    *(
+        {"source": name}
+        for name in ("a", "b", "ten", "tenth", "far", "alone", "pair", "deaf", "bridge", "monitor", "peer")
+    ),
 ]
 
 

@@ -37,7 +37,17 @@ def test_no_setting_goes_without_the_three_and_what_differs_has_a_reason(running
     for row in rows:
         assert set(row) == {"of", "name", "requested", "effective", "why"}
         assert row["requested"] == row["effective"] or row["why"], row
-    keys = {"receive_queue", "processor", "placement", "queue_pairs", "mtu", "offloads", "moderation", "overload", "accept"}
+    keys = {
+        "receive_queue",
+        "processor",
+        "placement",
+        "queue_pairs",
+        "mtu",
+        "offloads",
+        "moderation",
+        "overload",
+        "accept",
+    }
     assert set(found(running, "vm a")) == keys
     assert [one["name"] for one in running.show("vms", "a")["settings"]] == list(found(running, "vm a"))
 

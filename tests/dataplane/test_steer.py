@@ -189,7 +189,9 @@ def test_link_local_frames_cross_where_the_uplink_says_so(forward):
             assert sender.sent_drops() == {"link_local": 1}
 
 
-@pytest.mark.parametrize(("kind", "to"), [("broadcast", BROADCAST), ("multicast", MULTICAST), ("unknown", NOBODY)])
+@pytest.mark.parametrize(
+    ("kind", "to"), [("broadcast", BROADCAST), ("multicast", MULTICAST), ("unknown", NOBODY)]
+)
 def test_a_round_takes_no_more_frames_than_its_floods_have_room_for(kind, to):
     """DELIVERIES bounds (frame, receive queue) pairs: with many members a round takes fewer frames."""
     members = 300

@@ -71,7 +71,9 @@ def flood(t: Any, w: Any, index: int, row: Any, key: int) -> int:
 @kernel
 def ruled(t: Any, uplink: int) -> bool:
     """Whether an uplink has generic filters; asked once a burst, all of which is of one uplink."""
-    return bool(uplink + 1 < t["rule_count"] and at(t["rules"], t["rule_count"], rule)[uplink + 1]["count"] > 0)
+    return bool(
+        uplink + 1 < t["rule_count"] and at(t["rules"], t["rule_count"], rule)[uplink + 1]["count"] > 0
+    )
 
 
 @kernel
