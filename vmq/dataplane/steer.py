@@ -36,7 +36,6 @@ from vmq.dataplane.state import (
     FRAMES,
     LINK_LOCAL,
     NO_FILTER,
-    NONE,
     OWN_ADDRESS,
     TO_DROP_QUEUE,
     account,
