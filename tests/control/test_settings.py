@@ -85,3 +85,27 @@ def test_the_mtu_and_the_queue_pairs_of_a_guest_are_what_it_has(running: Running
     a, c = (found(running, f"vm {name}")["mtu"] for name in "ac")
     assert (a["effective"], a["why"]) == (1400, "the MTU of lan")
     assert (c["requested"], c["effective"], c["why"]) == (9000, 9000, "")
+
+
+def test_unknown_frames_come_from_other_vms_only_where_the_device_chooses(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """A device that was asked for the VMs' addresses shows the engine no other; a VM without uplink has none to ask."""
+    running.configure(
+        {"lan": LAN},
+        a=running.vm("a", 1, uplink="lan", accept=("broadcast", "unknown")),
+        b=running.vm("b", 2, uplink="lan", accept=()),
+        c=running.vm("c", 3, accept=("unknown",)),
+    )
+    assert [found(running, f"vm {name}")["accept"]["effective"] for name in "abc"] == [
+        "broadcast, unknown",
+        "nothing",
+        "unknown",
+    ]
+    uplink = running.engine.uplinks["lan"].uplink
+    told = uplink.status()
+    monkeypatch.setattr(uplink, "status", lambda: told | {"membership": ["52:54:00:00:00:01"]})
+    a, b, c = (found(running, f"vm {name}")["accept"] for name in "abc")
+    assert (a["requested"], a["effective"]) == ("broadcast, unknown", "broadcast, unknown from other VMs")
+    assert a["why"] == "lan asks its device for the addresses of its VMs only: set its promiscuous"
+    assert (b["why"], c["why"]) == ("", "")

@@ -26,7 +26,7 @@ from tests.engine.running import (
     until,
 )
 from tests.test_topology import host, record
-from vmq.abi.ethernet import mac_number, mac_text
+from vmq.abi.ethernet import MAC_GROUP_BIT, mac_number, mac_text
 from vmq.config import Config, Memory, Pcap, Vm, parse
 from vmq.daemon import choose_processors
 from vmq.dataplane import state
@@ -326,7 +326,7 @@ def published_filters(engine: Engine) -> set[tuple[str, int, str | None, str]]:
     found = set()
     for row in rows[rows["key"] >= 0]:
         mac, vlan = int(row["key"]) & ((1 << 48) - 1), int(row["key"]) >> 48
-        if mac_text(mac) != BROADCAST:
+        if not mac & MAC_GROUP_BIT:  # members of segments
             found.add(
                 (mac_text(mac), vlan, uplinks.get(int(row["uplink"])), names[int(queues[int(row["value"])])])
             )
