@@ -60,6 +60,7 @@ class QueueEntry:
     gather: int = 0
     keep: int = 0
     oldest: bool = False
+    late: bool = False
 
 
 _QUEUE = [one.name for one in fields(QueueEntry)]

@@ -127,7 +127,8 @@ def test_verbs_may_be_shortened_while_unambiguous(vmq) -> None:
     assert vmq("sn", "--help")[1].startswith("usage: vmq snippet")
     code, _, err = vmq("s")
     assert code == 2
-    assert err.startswith("vmq: argument VERB: invalid choice: 's'")
+    assert err == "vmq: s is ambiguous: schema, show, snippet. Remedy: See vmq --help\n"
+    assert "cap is ambiguous: capabilities, capture" in vmq("cap")[2]
 
 
 def test_verbs_below_a_verb_may_be_shortened_too(vmq) -> None:

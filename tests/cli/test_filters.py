@@ -35,7 +35,7 @@ def test_the_list_is_of_one_receive_queue_or_of_all(vmq, engine) -> None:
 
 
 def test_a_filter_is_set_in_readable_words(vmq, engine) -> None:
-    engine.answer({"filter": 2})
+    engine.answer({"filter": 2}, ROW)
 
     words = ("3", "mac_destination==52:54:00:00:00:01", "vlan_id != 5", "arp_tpa & 255.255.255.0 == 10.0.0.0")
     options = ("--priority", "-7", "--encapsulation", "--untagged-or-zero", "--owner", "b", "--uplink", "lan")
@@ -48,7 +48,10 @@ def test_a_filter_is_set_in_readable_words(vmq, engine) -> None:
     ]
     flags = ["vlan_untagged_or_zero", "encapsulation"]
     made = {"tests": tests, "flags": flags, "priority": -7}
-    assert asked(engine) == [("set_filter", {"uplink": "lan", "owner": "b", "queue": 3, "filter": made})]
+    assert asked(engine) == [
+        ("set_filter", {"uplink": "lan", "owner": "b", "queue": 3, "filter": made}),
+        ("filter_parameters", {"uplink": "lan", "filter": 2}),
+    ]
 
 
 def test_frames_can_be_dropped_by_a_filter(vmq, engine) -> None:
@@ -87,13 +90,29 @@ def test_spaces_mean_nothing() -> None:
 
 
 def test_clear_and_move_name_their_filter(vmq, engine) -> None:
-    engine.answer({"status": "SUCCESS"})
+    engine.answer({"status": "SUCCESS"}, {"status": "SUCCESS"}, {**ROW, "queue": 0})
     assert vmq("filter", "clear", "2") == (0, "filter 2: cleared\n", "")
     assert vmq("filter", "move", "2", "default")[:2] == (
         0,
-        "filter 2: its frames belong to receive queue 0\n",
+        "filter 2: its frames belong to the default queue\n",
     )
     assert asked(engine) == [
         ("clear_filter", {"owner": "cli", "filter": 2}),
         ("move_filter", {"owner": "cli", "filter": 2, "queue": 0}),
+        ("filter_parameters", {"filter": 2}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({}, "its frames belong to receive queue 3"),
+        ({"queue": 65535}, "its frames are dropped, by the drop queue"),
+        ({"in_effect": False}, "not in effect until the allocation of receive queue 3 is complete"),
+    ],
+)
+def test_where_its_frames_go_is_what_the_record_says(vmq, engine, record: dict[str, Any], said: str) -> None:
+    """A filter of a receive queue that is not complete steers nothing."""
+    for words, made in ((("set", "3", "vlan_id==5"), {"filter": 2}), (("move", "2", "3"), {})):
+        engine.answer(made, {**ROW, **record})
+        assert vmq("filter", *words) == (0, f"filter 2: {said}\n", "")

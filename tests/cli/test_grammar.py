@@ -18,7 +18,6 @@ from vmq.errors import ConfigError
     [
         ("v", "vms"),
         ("queues", "queues"),
-        ("p", "p"),
         ("x", "x"),
         ("", ""),
         ("port", "port"),
@@ -28,6 +27,13 @@ from vmq.errors import ConfigError
 def test_a_word_is_expanded_while_unambiguous(word: str, expanded: str) -> None:
     """A whole word is itself, even when another one begins with it."""
     assert expand(word, ("vms", "queues", "port", "ports", "processors")) == expanded
+
+
+def test_a_word_that_begins_several_is_refused_with_all_of_them() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^po is ambiguous: port, ports$"):
+        expand("po", ("vms", "port", "ports", "processors"))
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^d is ambiguous: default, drop$"):
+        receive_queue("d")
 
 
 def test_a_mistake_is_a_config_error_with_the_help_as_remedy() -> None:

@@ -83,10 +83,16 @@ def test_allocate_completes_at_once(vmq, engine) -> None:
     assert json.loads(vmq("queue", "allocate", "--vm", "web", "--json")[1]) == done
 
 
-def test_a_receive_queue_that_got_nothing_is_named_with_the_reason(vmq, engine) -> None:
-    """It exists, and may be completed again."""
-    engine.answer({"queue": 3}, [{"queue": 3, "status": "RESOURCES", "why": "all are taken"}])
-    assert vmq("queue", "allocate", "--vm", "web") == (1, "receive queue 3: RESOURCES: all are taken\n", "")
+def test_a_receive_queue_that_got_nothing_is_freed_again_and_the_reason_said(vmq, engine) -> None:
+    """A command that fails leaves nothing behind."""
+    lacks = {"queue": 3, "status": "RESOURCES", "why": "all are taken"}
+    engine.answer({"queue": 3}, [lacks], {"status": "SUCCESS"})
+    out = "receive queue 3: RESOURCES: all are taken\nreceive queue 3: freed again; --incomplete keeps it\n"
+    assert vmq("queue", "allocate", "--vm", "web", "--owner", "b", "--uplink", "") == (1, out, "")
+    assert asked(engine)[2] == ("free_queue", {"uplink": "", "owner": "b", "queue": 3})
+    engine.answer({"queue": 3}, [lacks], {"status": "SUCCESS"})
+    code, out, _ = vmq("queue", "allocate", "--vm", "web", "--json")
+    assert (code, json.loads(out)) == (1, {**lacks, "freed": True})
 
 
 def test_allocate_may_leave_it_incomplete(vmq, engine) -> None:
@@ -123,10 +129,12 @@ def test_set_sends_what_is_named_and_nothing_else(vmq, engine) -> None:
     ]
 
 
-def test_one_half_of_moderation_leaves_the_other(vmq, engine) -> None:
-    engine.answer(ROW, {"status": "SUCCESS"})
+def test_one_half_of_moderation_is_sent_alone(vmq, engine) -> None:
+    """The engine leaves the other as it is."""
+    engine.answer({"status": "SUCCESS"})
     assert vmq("queue", "set", "3", "--frames", "0")[0] == 0
-    assert asked(engine)[1][1]["parameters"] == {"moderation": {"indications": 9, "frames": 0}}
+    (only,) = asked(engine)
+    assert only[1]["parameters"] == {"moderation": {"frames": 0}}
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_queues() -> None:
 
 
 def test_filters() -> None:
-    """Untagged is a word, not a number."""
+    """Untagged is a word, not a number; so is any VLAN."""
     rows: list[dict[str, Any]] = [
         {
             "mac": "52:54:00:00:00:01",
@@ -98,6 +98,7 @@ def test_filters() -> None:
             "vm": "web",
             "queue": 0,
             "source": "config",
+            "priority": 0,
             "filter": "mac_destination == 52:54:00:00:00:01 and vlan_id == 10",
         },
         {
@@ -107,14 +108,26 @@ def test_filters() -> None:
             "vm": "b",
             "queue": 0,
             "source": "learned",
+            "priority": 0,
+        },
+        {
+            "mac": None,
+            "vlan": "any",
+            "uplink": "lan",
+            "vm": None,
+            "queue": "drop",
+            "source": "x",
+            "priority": 5,
+            "filter": "ethertype == 0x9000",
         },
     ]
 
     assert show.text("filters", rows) == (
-        "mac                vlan      uplink  vm   queue  source   filter\n"
-        "52:54:00:00:00:01  10        lan     web      0  config   "
+        "mac                vlan      uplink  vm   queue  source   priority  filter\n"
+        "52:54:00:00:00:01  10        lan     web  0      config          0  "
         "mac_destination == 52:54:00:00:00:01 and vlan_id == 10\n"
-        "0e:fd:00:00:00:01  untagged  lan     b        0  learned  -"
+        "0e:fd:00:00:00:01  untagged  lan     b    0      learned         0  -\n"
+        "-                  any       lan     -    drop   x               5  ethertype == 0x9000"
     )
 
 

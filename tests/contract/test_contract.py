@@ -480,7 +480,7 @@ def test_receive_queues_that_are_switched_off_are_not_to_have(bench):
 
 
 def test_statistics_begin_anew_for_one_receive_queue(bench):
-    """An owner's own; the default queue's are the administrator's. Without resources there is nothing to clear."""
+    """An owner's own; the default queue's are the administrator's. What has no resources may have frames: those of its VM."""
     name, waiting = bench.queue(), bench.queue(complete=False)
     bench.forget()
     bench.contract.reset_statistics("a", name)
@@ -488,7 +488,7 @@ def test_statistics_begin_anew_for_one_receive_queue(bench):
     bench.contract.reset_statistics(None, name)
     bench.contract.reset_statistics(None, DEFAULT_QUEUE)
     assert bench.refused(bench.contract.reset_statistics, "b", name) == "INVALID_PARAMETER"
-    assert bench.double.told == [("clear_counters", name)] * 2 + [("clear_counters", DEFAULT_QUEUE)]
+    assert bench.double.told == [("clear_counters", one) for one in (name, waiting, name, DEFAULT_QUEUE)]
 
 
 def test_a_reset_in_the_middle_of_teardown_changes_nothing_there(bench):

@@ -83,6 +83,20 @@ def test_a_change_leaves_the_members_that_it_does_not_name():
     assert changed(before, {"processor": None}).processor is None
 
 
+def test_one_half_of_moderation_leaves_the_other():
+    """Both ways, and a member of it that is none is refused with the whole change."""
+    before = parameters({**FULL, "moderation": {"indications": 9, "frames": 4}})
+    for half, whole in (
+        ({"indications": 7}, Moderation(indications=7, frames=4)),
+        ({"frames": 0}, Moderation(indications=9, frames=0)),
+        ({}, Moderation(indications=9, frames=4)),
+        (Moderation(frames=1), Moderation(indications=0, frames=1)),
+    ):
+        assert changed(before, {"moderation": half}).moderation == whole
+    for wrong in ({"frame": 1}, {"frames": -1}, None):
+        assert status(changed, before, {"moderation": wrong}) == "INVALID_PARAMETER"
+
+
 @pytest.mark.parametrize("member", sorted(set(Parameters.__struct_fields__) - set(CHANGEABLE)))
 def test_what_must_stay_cannot_be_changed(member):
     """Only members with a _CHANGED flag may change, and what vmq adds to them."""

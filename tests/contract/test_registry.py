@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.contract.double import Bench, filter_of
-from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Operation
+from vmq.errors import ApiError
 
 
 def test_a_receive_queue_is_ready_before_its_filters_point_there():
@@ -64,6 +67,19 @@ def test_a_filter_that_moves_to_a_receive_queue_that_is_not_complete_steers_noth
     bench.contract.move_filter("a", 1, new)
     assert bench.double.filters == {}
     assert (bench.step(old), bench.step(new)) == ("Paused", "Set")
+
+
+def test_a_filter_of_the_configuration_is_changed_there():
+    """Who asks for it over the API is told so, as with its receive queues; of anybody else's nothing is said."""
+    bench = Bench()
+    for owner, last in (("config", 1), ("b", 2)):
+        bench.queue(owner, filter_of(last))
+    for name, remedy in ((1, "SIGHUP"), (2, "vmq filter list"), (99, "vmq filter list")):
+        for operation in (Operation.CLEAR_FILTER, Operation.MOVE_FILTER):
+            with pytest.raises(ApiError) as refused:
+                bench.contract._registry.filter(operation, "a", name)
+            assert remedy in refused.value.remedy
+            assert refused.value.wrong.endswith("no such filter of yours")
 
 
 def test_events_have_a_running_number_and_the_words_of_the_table():

@@ -90,6 +90,13 @@ def test_only_members_that_are_named_change(client: Client):
     assert (asked["processor"], asked["weight"]) == (None, 7)
 
 
+def test_one_half_of_moderation_changes_alone(client: Client):
+    number = queue(client, moderation={"indications": 9, "frames": 4})
+    client.ask("set_queue_parameters", owner="a", queue=number, parameters={"moderation": {"indications": 7}})
+    asked = client.ask("queue_parameters", queue=number)["requested"]
+    assert asked["moderation"] == {"indications": 7, "frames": 4}
+
+
 def test_freeing_may_take_a_while_and_an_event_says_when(serving: Serving, client: Client):
     number = queue(client)
     serving.bench.double.out[number] = 1
@@ -310,6 +317,22 @@ def test_a_change_needs_somebody_who_asks(client: Client):
     assert client.say("allocate_queue")["error"]["message"] == "ALLOCATE_QUEUE: nobody asks"
     assert client.status("enum_queues") == "SUCCESS"
     assert client.status("reset_statistics", queue=0) == "SUCCESS"
+
+
+def test_a_claimed_owner_is_not_the_administrator(serving: Serving, client: Client):
+    """Neither by leaving its name out, nor for what is everybody's."""
+    theirs = queue(client, "b")
+    with serving.client() as mine:
+        mine.ask("claim_owner", owner="m")
+        own = mine.ask("allocate_queue")["queue"]
+        before = serving.everything()
+        for number in (0, DROP_QUEUE, theirs):
+            assert mine.status("reset_statistics", queue=number) == "INVALID_PARAMETER"
+        error = mine.say("reset")["error"]
+        assert (error["status"], "'m'" in error["message"]) == ("INVALID_PARAMETER", True)
+        assert serving.everything() == before
+        assert mine.status("reset_statistics", queue=own) == "SUCCESS"
+    assert client.status("reset_statistics", queue=0) == client.status("reset") == "SUCCESS"
 
 
 def test_an_owner_is_bound_to_one_connection_and_a_connection_to_one_owner(serving: Serving, client: Client):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.engine.running import MACS, PATIENCE, Running, until
 from vmq.abi.ethernet import mac_number
 from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
 from vmq.control.explain import explain
-from vmq.filters import Field, FieldTest, Filter, Kind
+from vmq.filters import Field, FieldTest, Filter, Flag, Kind, PacketType
 
 TO = FieldTest(
     Field.MAC_DESTINATION, Kind.MASK_EQUAL, mac_number("52:54:00:00:00:00"), mac_number("ff:ff:ff:00:00:00")
@@ -81,6 +82,83 @@ def test_the_filter_that_takes_a_frame_is_named(running: Running):
 
 
 def test_without_its_bytes_a_filter_is_named_and_not_decided(running: Running):
-    said = running.do(explain, running.engine, {"mac": MACS[2], "source": "b"})
+    """Nor is it "delivered": a filter of a type of frames may take it."""
+    with running.guest("c"):
+        until(lambda: running.show("vms", "c")["state"] == "running")
+        said = running.do(explain, running.engine, {"mac": MACS[2], "source": "b"})
     assert said["members"] == ["c"]
     assert any("which only its bytes can say" in step for step in said["steps"])
+    assert said["verdict"] == "delivered, unless a filter takes it"
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Running]:
+    with Running(tmp_path) as one:
+        one.configure(a=one.vm("a", 1), b=one.vm("b", 2), v=one.vm("v", 3, vlan=7), w=one.vm("w", 4, vlan=7))
+        yield one
+
+
+def equal(field: Field, value: int) -> FieldTest:
+    return FieldTest(field, Kind.EQUAL, value)
+
+
+TO_A = equal(Field.MAC_DESTINATION, mac_number(MACS[0]))
+TO_V = equal(Field.MAC_DESTINATION, mac_number(MACS[2]))
+FROM_B = equal(Field.MAC_SOURCE, mac_number(MACS[1]))
+IP = equal(Field.ETHERTYPE, 0x0800)
+ZERO = Flag.VLAN_UNTAGGED_OR_ZERO
+
+
+@pytest.mark.parametrize(
+    ("to", "source", "one", "drop", "doubtful"),
+    [
+        (MACS[0], "b", Filter((TO_A,), 5), True, False),
+        (MACS[0], "b", Filter((TO_A,), 5, ZERO), True, False),
+        (MACS[0], "b", Filter((TO_A, FROM_B), 5), True, False),
+        (MACS[0], "b", Filter((equal(Field.PACKET_TYPE, PacketType.UNICAST),), 5), True, False),
+        (MACS[0], "b", Filter((equal(Field.PACKET_TYPE, PacketType.MULTICAST),), 5), False, False),
+        (MACS[0], "b", Filter((TO_V, IP), 5), False, False),
+        (MACS[0], "b", Filter((TO_A, equal(Field.VLAN_ID, 7)), 5), False, False),
+        (MACS[0], "b", Filter((TO_A, equal(Field.PRIORITY, 3)), 5), False, False),
+        (MACS[0], "b", Filter((TO_A, IP), 5), False, True),
+        (MACS[0], "b", Filter((TO_A,), 5, Flag.ENCAPSULATION), False, True),
+        (MACS[0], "b", Filter((TO_A,), -1), False, False),
+        (MACS[2], "w", Filter((TO_V, equal(Field.VLAN_ID, 7)), 5), True, False),
+        (MACS[2], "w", Filter((TO_V, equal(Field.PRIORITY, 3)), 5), False, True),
+        (MACS[2], "w", Filter((TO_V,), 5, ZERO), False, False),
+        ("ff:ff:ff:ff:ff:ff", "b", Filter((equal(Field.PACKET_TYPE, PacketType.BROADCAST),), 5), True, False),
+    ],
+)
+def test_what_addresses_and_tag_decide_is_decided(
+    plain: Running, to: str, source: str, one: Filter, drop: bool, doubtful: bool
+):
+    """A filter that cannot match is left out, one that matches whatever the bytes takes the frame."""
+    plain.do(plain.engine.contracts[""].set_filter, "x", DROP_QUEUE, one)
+    said = plain.do(explain, plain.engine, {"mac": to, "source": source})
+    assert (said["drop"] == "drop_queue") is drop
+    assert ("unless" in said["verdict"], any("only its bytes" in step for step in said["steps"])) == (
+        doubtful,
+        doubtful,
+    )
+
+
+def test_a_filter_that_may_come_before_the_one_that_takes_it_is_another(plain: Running):
+    """Where both lead to the same place there is no doubt."""
+    set_filter = plain.engine.contracts[""].set_filter
+    plain.do(set_filter, "x", DROP_QUEUE, Filter((TO_A,), 5))
+    plain.do(set_filter, "x", DROP_QUEUE, Filter((TO_A, IP), 6))
+    said = plain.do(explain, plain.engine, {"mac": MACS[0], "source": "b"})
+    assert (said["drop"], said["verdict"]) == ("drop_queue", "dropped")
+    plain.do(set_filter, "x", DEFAULT_QUEUE, Filter((TO_A, equal(Field.ETHERTYPE, 0x0806)), 7))
+    said = plain.do(explain, plain.engine, {"mac": MACS[0], "source": "b"})
+    assert (said["drop"], said["verdict"]) == ("drop_queue", "dropped, unless another filter takes it")
+
+
+def test_a_tag_that_is_asked_for_is_the_frames(plain: Running):
+    """Its bytes have none."""
+    plain.do(
+        plain.engine.contracts[""].set_filter, "x", DROP_QUEUE, Filter((TO_V, equal(Field.VLAN_ID, 7)), 5)
+    )
+    data = frame(MACS[2], "02:00:00:00:00:09", 0x9000).hex()
+    assert plain.do(explain, plain.engine, {"hex": data, "vlan": 7})["drop"] == "drop_queue"
+    assert plain.do(explain, plain.engine, {"hex": data})["drop"] != "drop_queue"

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from vmq.contract import Parameters
-from vmq.contract.parameters import CHANGEABLE
+from vmq.contract.parameters import CHANGEABLE, Moderation
 from vmq.control import requests
 from vmq.control.requests import understood
 from vmq.errors import ApiError
@@ -52,12 +52,33 @@ def test_the_remedy_names_what_a_method_takes():
         understood("ping", requests.Ping, {"x": 1})
 
 
+@pytest.mark.parametrize(
+    ("spoiled", "remedy"),
+    [
+        ({"tests": [{"field": "foo", "value": 1}]}, "field: one of mac_destination, mac_source, ethertype, "),
+        (
+            {"tests": [{"field": "vlan_id", "kind": "is", "value": 1}]},
+            "kind: one of equal, not_equal, mask_equal",
+        ),
+        ({"tests": [], "flags": ["x"]}, "flags: one of vlan_untagged_or_zero, encapsulation"),
+    ],
+)
+def test_a_word_that_is_none_is_answered_with_those_that_there_are(spoiled: dict[str, Any], remedy: str):
+    with pytest.raises(ApiError) as refused:
+        understood("set_filter", requests.SetFilter, {"queue": 8, "filter": spoiled})
+    assert refused.value.remedy.startswith(remedy)
+
+
 def test_a_change_has_the_members_that_may_change_and_none_of_its_own():
     """Left out and null are not the same: null is any processor."""
     members = {field.name: field.type for field in msgspec.structs.fields(Parameters)}
+    members["moderation"] = requests.ModerationChanges
     for field in msgspec.structs.fields(requests.Changes):
         assert field.default is msgspec.UNSET
         assert field.type == members[field.name] | msgspec.UnsetType
+    halves = msgspec.structs.fields(requests.ModerationChanges)
+    assert [field.name for field in halves] == list(Moderation.__struct_fields__)
+    assert all(field.default is msgspec.UNSET for field in halves)
     assert {field.name for field in msgspec.structs.fields(requests.Changes)} == set(CHANGEABLE)
 
 

@@ -141,6 +141,9 @@ async def test_the_socket_is_its_group_s(server: Server):
         (b"1" * 10_000 + b"\n", "INVALID_PARAMETER"),
         (b'{"api": 2, "method": "ping"}\n', "INVALID_PARAMETER"),
         (b'{"api": true, "method": "ping"}\n', "INVALID_PARAMETER"),
+        (b'{"api": 1.0, "method": "ping"}\n', "INVALID_PARAMETER"),
+        (b'{"api": 1, "method": "ping", "parms": {}}\n', "INVALID_PARAMETER"),
+        (b'{"api": 1, "method": "ping", "\\ud800": 1}\n', "INVALID_PARAMETER"),
         (b'{"api": 1, "method": "ping", "params": {"value": "\\ud800"}}\n', "INVALID_PARAMETER"),
         (b'{"api": 1, "method": "ping", "params": {"value": NaN}}\n', "INVALID_PARAMETER"),
         (b'{"method": "ping"}\n', "INVALID_PARAMETER"),
@@ -187,6 +190,16 @@ async def test_another_version_is_told_which_one_is_spoken(server: Server):
 
 
 @served
+async def test_a_member_that_a_request_does_not_have_is_named(server: Server):
+    """It may be a slip of `params`, and the method would do something else without."""
+    client = await Client.of(server)
+    answer = await client.say({"api": 1, "method": "ping", "parms": {"uplink": "lan"}})
+    assert answer["error"]["message"] == "a request has no member 'parms'"
+    assert answer["error"]["remedy"] == "give api, method, params and nothing else"
+    await client.close()
+
+
+@served
 async def test_what_a_method_refuses_is_its_answer(server: Server):
     client = await Client.of(server)
     refused = {"status": "NOT_FOUND", "message": "no such thing", "remedy": "make one"}
@@ -224,11 +237,14 @@ async def test_a_line_that_is_too_long_is_an_error_and_the_end(server: Server):
 
 @served
 async def test_too_many_clients_are_told_so_and_the_others_served(server: Server):
+    """Nobody is sent away who has just asked."""
+    server.patch.setattr(module, "SPARED_SECONDS", 60.0)  # type: ignore[attr-defined]
     clients = [await Client.of(server) for _ in range(CLIENTS_MAX)]
     for client in clients:
         assert await client.say(PING) == {"result": "pong"}
     late = await Client.of(server)
-    assert (await late.answer())["error"]["status"] == "RESOURCES"
+    error = (await late.answer())["error"]
+    assert (error["status"], bool(error["remedy"])) == ("RESOURCES", True)
     await late.close()
     await clients.pop().close()
     await until(lambda: len(server._clients) < CLIENTS_MAX)
@@ -236,6 +252,47 @@ async def test_too_many_clients_are_told_so_and_the_others_served(server: Server
     assert await again.say(PING) == {"result": "pong"}
     for client in [*clients, again]:
         await client.close()
+
+
+@served
+async def test_who_has_been_silent_longest_makes_room_but_no_owner_and_no_stream(server: Server):
+    """Half a request is silence, too."""
+    server.patch.setattr(module, "SPARED_SECONDS", 0.0)  # type: ignore[attr-defined]
+    owner, stream = await Client.of(server), await Client.of(server)
+    await owner.say({"api": 1, "method": "claim", "params": {"owner": "x"}})
+    await stream.say({"api": 1, "method": "subscribe", "params": {"since": JOURNAL.number}})
+    others = []
+    for _ in range(CLIENTS_MAX - 2):
+        others.append(await Client.of(server))
+        others[-1].raw(b'{"api": 1')
+        await until(lambda: len(server._silent) == len(others))
+    late = [await Client.of(server) for _ in range(2)]
+    for client in late:
+        assert await client.say(PING) == {"result": "pong"}
+    assert [await client.answer() for client in others[:2]] == [None, None]
+    others[2].raw(b', "method": "ping"}\n')
+    assert await others[2].answer() == await owner.say(PING) == {"result": "pong"}
+    JOURNAL.tell("vm_error", vm="still told")
+    assert (await stream.answer())["event"]["vm"] == "still told"
+    for client in (owner, stream, *others, *late):
+        await client.close()
+    await until(lambda: not server._clients)
+    assert server._silent == {}
+
+
+@served
+async def test_a_request_that_was_begun_is_finished_soon(server: Server):
+    """But for an owner's: all that it holds would go."""
+    server.patch.setattr(module, "LINE_SECONDS", 0.05)  # type: ignore[attr-defined]
+    owner, half = await Client.of(server), await Client.of(server)
+    await owner.say({"api": 1, "method": "claim", "params": {"owner": "x"}})
+    for client in (owner, half):
+        client.raw(b'{"api": 1, ')
+    assert await half.answer() is None
+    owner.raw(b'"method": "ping"}\n')
+    assert await owner.answer() == {"result": "pong"}
+    await owner.close()
+    await half.close()
 
 
 @served

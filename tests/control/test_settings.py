@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.engine.running import FIRST_CPU, NO_FRAMES, Running, until
+from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, until
+from vmq.abi.ethernet import mac_number
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
+from vmq.filters import Field, FieldTest, Filter, Kind
 
 LAN = msgspec.structs.replace(NO_FRAMES, queues=1, mtu=1400)
 
@@ -39,6 +42,7 @@ def test_no_setting_goes_without_the_three_and_what_differs_has_a_reason(running
         assert row["requested"] == row["effective"] or row["why"], row
     keys = {
         "receive_queue",
+        "filters",
         "processor",
         "placement",
         "queue_pairs",
@@ -64,6 +68,40 @@ def test_a_receive_queue_that_a_vm_has_not_is_said_with_its_reason(running: Runn
     uplink = found(running, "uplink lan")["queues"]
     assert (uplink["requested"], uplink["effective"]) == (1, 1)
     assert uplink["why"] == "2 VMs; the others are served by the default queue"
+
+
+def test_an_address_that_a_filter_takes_away_is_not_in_effect(running: Running):
+    """All frames, some, or, of a filter of lower priority, none: and an owner's own receive queue takes nothing."""
+    assert found(running, "vm b")["filters"] == {
+        "of": "vm b",
+        "name": "filters",
+        "requested": [MACS[1]],
+        "effective": [MACS[1]],
+        "why": "",
+    }
+    contract = running.engine.contracts["lan"]
+
+    def drop(*tests: FieldTest, priority: int, queue: int = DROP_QUEUE) -> int:
+        return running.do(contract.set_filter, "x", queue, Filter(tests, priority))
+
+    to_b = FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MACS[1]))
+    some = FieldTest(Field.ETHERTYPE, Kind.EQUAL, 0x9000)
+    drop(to_b, priority=-1)
+    drop(to_b, FieldTest(Field.VLAN_ID, Kind.EQUAL, 5), priority=9)
+    mine = running.do(contract.allocate, "x", {"vm": "b"})
+    running.do(contract.allocation_complete, "x", [mine])
+    assert found(running, "vm b")["filters"]["why"] == ""
+    part = drop(to_b, some, priority=7)
+    row = found(running, "vm b")["filters"]
+    assert row["effective"] == [f"{MACS[1]} in part"]
+    assert row["why"] == f"filter {part} of owner x (priority 7) takes some frames to {MACS[1]}"
+    whole = drop(to_b, priority=6)
+    row = found(running, "vm b")["filters"]
+    assert row["effective"] == []
+    assert row["why"].endswith(f"; filter {whole} of owner x (priority 6) takes all frames to {MACS[1]}")
+    assert found(running, "vm a")["filters"]["effective"] == [MACS[0]]
+    drop(to_b, priority=8, queue=DEFAULT_QUEUE)
+    assert found(running, "vm b")["filters"]["why"] == ""
 
 
 def test_moderation_is_in_effect_where_a_vm_has_its_own_queue(running: Running):

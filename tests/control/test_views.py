@@ -7,15 +7,18 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, exchange, frame, until
 from vmq.cli.show import COLUMNS, text
+from vmq.contract import DROP_QUEUE
 from vmq.control.views import drops, show
 from vmq.dataplane import state
 from vmq.errors import ApiError
+from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 
 VIEWS = ("vms", "queues", "filters", "uplinks", "processors")
 
@@ -104,6 +107,49 @@ def test_filters_name_their_vm_and_where_they_come_from(running: Running):
         (MACS[5], None, "lan", "b", "config"),
         (MACS[2], 7, None, "c", "config"),
     ]
+
+
+def test_a_receive_queue_that_the_guest_has_not_enabled_says_what_is_lost(running: Running):
+    """What its owner asked for stands beside what is in force; a queue pair without one is nobody's own."""
+    contract = running.engine.contracts["lan"]
+    asked = {"vm": "b", "weight": 40, "moderation": {"indications": 3000, "frames": 8}}
+    number = running.do(contract.allocate, "x", asked)
+    running.do(contract.allocation_complete, "x", [number])
+    kind = FieldTest(Field.ETHERTYPE, Kind.EQUAL, 0x9000)
+    running.do(contract.set_filter, "x", number, Filter((kind,), 5))
+
+    def row(index: int) -> dict[str, Any]:
+        return next(row for row in running.show("queues") if (row["vm"], row["queue"]) == ("b", index))
+
+    assert (row(1)["queue_id"], row(1)["why"]) == (number, "")  # the VM is not there
+    with running.guest("b"):
+        until(lambda: row(0)["state"] == "running")
+        assert row(1)["why"] == (
+            "the guest has not enabled queue pair 1: frames for it are dropped (to_guest_not_running); "
+            "ethtool -L DEVICE combined 2 in the guest"
+        )
+    with running.guest("b", queues=3):
+        until(lambda: running.show("vms", "b")["queues_running"] == 3)
+        one = row(1)
+        assert (one["own"], one["why"], row(2)["own"], row(2)["queue_id"]) == (True, "", None, None)
+        assert one["effective"]["weight"] == one["requested"]["weight"] == 40
+        assert one["effective"]["moderation"] == one["requested"]["moderation"]
+        assert one["effective"]["suggested_buffers"] == one["size_to_guest"] == 64
+        assert one["difference"]["suggested_buffers"] == "the guest's ring decides"
+
+
+@pytest.mark.parametrize(
+    ("vlan", "flags", "shown"),
+    [(None, Flag(0), "any"), (7, Flag(0), 7), (None, Flag.VLAN_UNTAGGED_OR_ZERO, None)],
+)
+def test_a_filter_says_which_vlans_it_takes(running: Running, vlan: int | None, flags: Flag, shown: Any):
+    tests = (FieldTest(Field.ETHERTYPE, Kind.EQUAL, 0x9000),)
+    if vlan is not None:
+        tests += (FieldTest(Field.VLAN_ID, Kind.EQUAL, vlan),)
+    running.do(running.engine.contracts["lan"].set_filter, "x", DROP_QUEUE, Filter(tests, 5, flags))
+
+    (row,) = [row for row in running.show("filters") if row["source"] == "x"]
+    assert (row["vlan"], row["priority"], row["queue"]) == (shown, 5, "drop")
 
 
 def test_an_uplink_is_the_sum_of_its_lanes_and_what_it_says_of_itself(running: Running):

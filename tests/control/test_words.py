@@ -90,6 +90,29 @@ def test_a_filter_is_its_tests_its_priority_and_its_flags():
     assert mac_text(made.tests[0].value) == "52:54:00:00:00:01"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "mask", "fits"),
+    [
+        (Field.MAC_DESTINATION, "52:54:00:00:00:01", "ff:ff:ff:00:00:00", "52:54:00:00:00:00"),
+        (Field.ARP_TPA, "10.0.0.1", "255.255.255.0", "10.0.0.0"),
+        (Field.VLAN_ID, "0x123", "0x0f0", "0x20"),
+        (Field.VLAN_ID, "5", "4", "4"),
+    ],
+)
+def test_a_value_outside_its_mask_is_refused_with_the_one_inside(
+    field: Field, value: str, mask: str, fits: str
+):
+    """In the words that it was written in."""
+    test = FieldTestWords(field=field, kind=Kind.MASK_EQUAL, value=value, mask=mask)
+    with pytest.raises(ApiError) as refused:
+        filter_of(FilterWords(tests=[test]))
+    wrong = f"{field}: {value} has bits outside the mask {mask}, so nothing equals it"
+    assert (refused.value.status, refused.value.wrong) == ("INVALID_PARAMETER", wrong)
+    assert refused.value.remedy == f"use {fits}"
+    inside = FieldTestWords(field=field, kind=Kind.MASK_EQUAL, value=fits, mask=mask)
+    assert filter_of(FilterWords(tests=[inside])).tests[0].value == number_of(field, fits)
+
+
 def test_the_names_of_flags_are_the_flags_names():
     assert [name.name for name in FlagName] == [flag.name for flag in Flag]
     assert [name.value for name in FlagName] == [str(flag.name).lower() for flag in Flag]

@@ -145,3 +145,15 @@ def test_a_queue_on_its_way_is_reminded_by_nobody():
         rig.publish()
         rig.step(1)
         assert counts(receiver)[0] == 1
+
+
+def test_what_is_owed_when_the_limits_go_is_indicated_with_the_next_batch():
+    with Rig() as rig:
+        sender, receiver = moderated(rig, LONG, 0)
+        send(rig, sender, 2)
+        receiver.gap = 0
+        rig.publish()
+        receiver.to_guest.set_flags(1)
+        send(rig, sender, 1)
+        assert receiver.to_guest.called() == 1
+        assert batches(receiver) == [0, 1, 0, 0]

@@ -165,3 +165,48 @@ def test_against_a_queue_of_so_many_frames(steps: list[str], keep: int, oldest: 
         assert got == wanted
         assert receiver.drops() == ({"to_guest_no_buffer": lost} if lost else {})
         assert waits(rig, receiver) == {"held": len(model), "kept": len(model), "excess": 0}
+
+
+def test_a_guest_that_takes_nothing_holds_up_no_other_that_keeps_frames():
+    """However many of its frames lie in front: what waits takes no place of the round."""
+    with Rig(handover=1 << 20) as rig:
+        sender, stuck, other = rig.vm(A), rig.vm(B), rig.vm(C)
+        stuck.keep = other.keep = 256
+        rig.publish()
+        for number in range(256):
+            send(rig, sender, number, 1)
+            sender.sent()
+        sender.send(numbered(C, A, 0))
+        rig.run()
+        other.post(16)
+        sender.send(numbered(C, A, 1))
+        rig.run()
+        assert numbers(other) == [0, 1]
+
+
+def test_another_policy_lets_nothing_overtake_what_waits():
+    with Rig() as rig:
+        sender, receiver = overloaded(rig, 8, oldest=False)
+        send(rig, sender, 0, 4)
+        receiver.keep = 0
+        rig.publish()
+        receiver.post(8)
+        send(rig, sender, 4, 1)
+        assert numbers(receiver) == [0, 1, 2, 3, 4]
+
+
+def test_drop_oldest_takes_nothing_from_a_source_that_waits():
+    with Rig() as rig:
+        wire = rig.uplink(frames=[numbered(B, D, 100 + number) for number in range(20)], lossless=True)
+        sender, receiver = rig.vm(A, uplink=wire), rig.vm(B, uplink=wire)
+        receiver.keep, receiver.oldest, receiver.shared = 2, True, True
+        rig.publish()
+        rig.run()
+        for number in range(10):
+            sender.send(numbered(B, A, number))
+        rig.run()
+        receiver.post(60)
+        rig.run()
+        got = numbers(receiver)
+        assert [number for number in got if number >= 100] == list(range(100, 120))
+        assert [number for number in got if number < 100] == [8, 9]

@@ -14,6 +14,7 @@ from vmq.doctor.libvirt import parse
 from vmq.doctor.rules_queues import inspected, not_in_effect, queues_unused, refused
 
 SOCKET = "/run/vmq/web.sock"
+MAC = "52:54:00:00:00:01"
 WEB_VM = LAN + vm("web", uplink="lan", socket=SOCKET, queue_pairs=4)
 
 
@@ -81,13 +82,13 @@ def test_requested_and_effective_differ() -> None:
 
 
 def test_a_field_that_has_both_is_a_setting_too() -> None:
-    """vmq plan and show tell a placement so."""
+    """Beside the list of settings."""
     asked = {"requested": "direct", "effective": "switched", "why": "the uplink has no queue for each VM"}
 
-    found = only(not_in_effect(see("", None, vms=[row("running", placement=asked)])))
+    found = only(not_in_effect(see("", None, vms=[row("running", way=asked)])))
     assert (found.vms, found.why) == (("web",), "the uplink has no queue for each VM")
     assert statuses(
-        not_in_effect(see("", None, vms=[row("running", placement=asked | {"requested": None})]))
+        not_in_effect(see("", None, vms=[row("running", way=asked | {"requested": None})]))
     ) == ["clear"]
 
 
@@ -111,17 +112,47 @@ def settings(*rows: tuple[str, Any, Any, str]) -> list[dict[str, Any]]:
     return [dict(zip(("name", "requested", "effective", "why"), one, strict=True)) for one in rows]
 
 
-def test_what_this_version_cannot_is_said_once() -> None:
-    """Not for each VM; and not as something that could be corrected."""
-    why = "direct placement is not available in this version"
-    rows = [
-        {"name": name, "own_queue": True, "settings": settings(("placement", "direct", "switched", why))}
-        for name in ("web", "db")
-    ]
-    found = only(not_in_effect(see("", None, vms=rows)))
+@pytest.mark.parametrize("key", ["placement", "offloads", "flows", "suggested_buffers"])
+def test_what_nobody_set_is_no_finding(key: str) -> None:
+    """A default, or a hint, that no key brings about: vmq show settings has it."""
+    shown = {"name": "web", "own_queue": True, "settings": settings((key, 1, 2, "so it is"))}
 
-    assert (found.subject, found.severity) == ("this version", "note")
-    assert (found.evidence[0].value, found.fix.command) == ("switched, for 2", "None in this version")
+    assert statuses(not_in_effect(see("", None, vms=[shown]))) == ["clear"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_address_that_a_filter_takes_away_is_found(own: bool) -> None:
+    """Whether the VM has a receive queue of its own makes no difference."""
+    why = "filter 3 of owner x (priority 5) takes all frames to 52:54:00:00:00:01"
+    shown = {"name": "web", "own_queue": own, "settings": settings(("filters", [MAC], [], why))}
+
+    found = only(not_in_effect(see("", None, vms=[shown])))
+    assert (found.subject, found.why) == ("VM web", why)
+    assert "vmq filter clear" in found.fix.command
+    same = settings(("filters", [MAC], [MAC], ""))
+    assert statuses(not_in_effect(see("", None, vms=[shown | {"settings": same}]))) == ["clear"]
+
+
+def pair(**more: Any) -> dict[str, Any]:
+    """A row of `vmq show queues`, of a receive queue that its guest does not run."""
+    why = "the guest has not enabled queue pair 1: frames for it are dropped (to_guest_not_running)"
+    known = {"vm": "web", "queue": 1, "queue_id": 7, "owner": "x", "life": "Running", "state": "stopped"}
+    return known | {"own": True, "why": why, "drops": {}} | more
+
+
+def test_a_receive_queue_that_the_guest_has_not_enabled_is_found() -> None:
+    """An error once it has lost frames."""
+    found = only(not_in_effect(see("", None, vms=[], queues=[pair()])))
+    assert (found.subject, found.severity) == ("VM web", "note")
+    assert "ethtool -L DEVICE combined 2" in found.fix.command
+
+    lost = only(not_in_effect(see("", None, vms=[], queues=[pair(drops={"to_guest_not_running": 3})])))
+    assert (lost.severity, lost.evidence[1].value) == ("error", "3 to_guest_not_running")
+
+
+@pytest.mark.parametrize("better", [{"queue_id": None}, {"why": ""}, {"life": "Paused"}])
+def test_a_queue_pair_that_runs_or_that_no_filter_leads_to_is_none(better: dict[str, Any]) -> None:
+    assert statuses(not_in_effect(see("", None, vms=[], queues=[pair(**better)]))) == ["clear"]
 
 
 def test_settings_with_a_rule_of_their_own_are_left_to_it() -> None:

@@ -13,7 +13,6 @@ from vmq.config import Vm
 from vmq.engine import following as module
 from vmq.engine.following import Following
 from vmq.engine.journal import Journal
-from vmq.errors import ApiError
 from vmq.qmp import RxFilter
 
 FCOE = "0e:fd:00:00:00:00/24"
@@ -56,8 +55,8 @@ class Home:
         self.installed: set[int] = set()
 
     def follow(self, vm: FakeVm) -> None:
-        if self.quarrels & set(vm.macs):
-            raise ApiError("INVALID_PARAMETER", "another queue has a filter for it", "")
+        for mac in self.quarrels & set(vm.macs):
+            vm.following.forget(mac, "another queue has a filter for it")
         self.installed = set(vm.macs)
 
 

@@ -87,3 +87,14 @@ def test_a_vm_that_is_gone_is_forgotten_with_its_guard(running: Running):
     running.configure(a=running.vm("a"))
     assert running.engine.guarding.path(running.engine.vms["a"]) is Way.OWN
     assert not running.engine.vms["a"].queues[0].shared
+
+
+def test_a_reset_leaves_a_vm_on_the_way_that_the_guard_has_chosen(running: Running):
+    Measured(running, SLOWER)
+    running.configure(a=running.vm("a"))
+    vm = running.engine.vms["a"]
+    with running.guest("a"):
+        until(lambda: vm.queues[0].shared)
+        running.do(running.engine.contracts[""].reset)
+        assert vm.queues[0].shared
+        assert running.engine.guarding.fallen(vm)

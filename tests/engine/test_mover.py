@@ -15,6 +15,7 @@ from tests.engine.running import PATIENCE, Running, exchange, frame, until
 from vmq.dataplane import state
 from vmq.engine import mover
 from vmq.guest.guest import Guest
+from vmq.jit import at
 
 WINDOW = 512  # frames under way: no more than the guests have buffers for
 TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
@@ -98,14 +99,14 @@ def test_control_does_not_wait_for_a_guest_that_takes_nothing(
 
         ring = running.engine.segment.rows["rings"][0]
         stuck = mover.Mark(int(ring), 1 << 40, "queue", vm.first_queue)
-        stuck.passed = lambda: False  # type: ignore[method-assign]
+        stuck.passed = lambda **_: False  # type: ignore[method-assign]
         monkeypatch.setattr(mover.Mover, "_marks", never)
         running.do(move, running, "a", 0)
         assert (vm.queues[0].worker, vm.queues[0].former) == (0, 1)
         running.do(move, running, "a", 1)
         assert (vm.queues[0].worker, vm.queues[0].former) == (0, 1)
         monkeypatch.setattr(mover.Mover, "_marks", marks)
-        stuck.passed = lambda: True  # type: ignore[method-assign]
+        stuck.passed = lambda **_: True  # type: ignore[method-assign]
         until(lambda: vm.queues[0].worker == 1 and vm.queues[0].former == state.NONE)
         exchange(a, b)
 
@@ -113,7 +114,7 @@ def test_control_does_not_wait_for_a_guest_that_takes_nothing(
 def test_a_vm_that_goes_in_the_middle_of_its_way_takes_the_journey_with_it(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(mover.Mark, "passed", lambda _: False)
+    monkeypatch.setattr(mover.Mark, "passed", lambda _, **__: False)
     monkeypatch.setattr(mover, "PATIENCE_SECONDS", 0.001)
     running.pair()
     with running.guest("a"):
@@ -132,7 +133,7 @@ def test_a_driver_may_stop_and_start_while_its_queue_is_on_its_way(
     with running.guest("a") as a, running.guest("b") as b:
         exchange(a, b)
         with monkeypatch.context() as patch:
-            patch.setattr(mover.Mark, "passed", lambda _: False)
+            patch.setattr(mover.Mark, "passed", lambda _, **__: False)
             patch.setattr(mover, "PATIENCE_SECONDS", 0.001)
             goal = 1 - vm.worker
             running.do(move, running, "a", goal)
@@ -161,3 +162,72 @@ def test_frames_that_wait_for_buffers_move_with_nobody_and_arrive_first(running:
         assert a.receive(8, PATIENCE) == frames
         assert (vm.queues[0].worker, vm.queues[0].former) == (goal, state.NONE)
         assert running.show("vms", "a")["drops"] == {}
+
+
+def test_who_has_sent_to_a_guest_that_takes_nothing_moves_all_the_same(running: Running):
+    """Its frames wait for another; its own way has an end."""
+    cpus = [worker.cpu for worker in running.engine.workers]
+    keys = {"processor": cpus[0]}
+    running.configure(
+        a=running.vm("a", 1, **keys),
+        b=running.vm("b", 2, overload="hold", **keys),
+        c=running.vm("c", 3, **keys),
+    )
+    with running.guest("a") as a, running.guest("b", post=0), running.guest("c") as c:
+        a.send([frame(running.engine.vms["b"].config.mac[0], a.mac, 0)])
+        assert a.sent(PATIENCE)
+        running.do(move, running, "a", 1)
+        until(lambda: running.engine.vms["a"].queues[0].former == state.NONE)
+        exchange(a, c)
+
+
+def test_frames_for_a_queue_that_stays_on_its_way_do_not_fill_the_ring_of_others(running: Running):
+    """They are dropped under the name of what its guest lacks; its neighbours get every frame."""
+    cpus = [worker.cpu for worker in running.engine.workers]
+    running.configure(
+        a=running.vm("a", 1, overload="hold", processor=cpus[1]),
+        b=running.vm("b", 2, processor=cpus[0]),
+        c=running.vm("c", 3, processor=cpus[0], weight=0),
+    )
+    vm = running.engine.vms["a"]
+    with (
+        running.guest("a", post=0) as a,
+        running.guest("b", size=256) as b,
+        running.guest("c", size=256) as c,
+    ):
+        b.send([frame(a.mac, b.mac, number) for number in range(4)])
+        assert b.sent(PATIENCE)
+        running.do(move, running, "a", 0)
+        until(lambda: vm.queues[0].late)
+        for turn in range(120):
+            b.send([frame(a.mac, b.mac, number, 1514) for number in range(16)])
+            assert b.sent(PATIENCE), turn
+        exchange(b, c, 20)
+        assert running.show("queues", "a")["drops"] == {"to_guest_no_buffer": 120 * 16}
+        a.post = 16
+        assert len(a.receive(4, PATIENCE)) == 4
+        until(lambda: vm.queues[0].former == state.NONE)
+        assert not vm.queues[0].late
+
+
+def test_an_order_that_was_remembered_is_published_when_it_is_carried_out(running: Running):
+    running.configure(a=running.vm("a", 1, overload="hold"), b=running.vm("b", 2))
+    vm = running.engine.vms["a"]
+    with running.guest("a", post=0) as a, running.guest("b") as b:
+        frames = [frame(a.mac, b.mac, number) for number in range(4)]
+        b.send(frames)
+        assert b.sent(PATIENCE)
+        goal = 1 - vm.worker
+        running.do(move, running, "a", goal)
+        running.do(lambda: move(running, "a", goal, shared=True))
+        a.post = 16
+        assert a.receive(4, PATIENCE) == frames
+        until(lambda: vm.queues[0].former == state.NONE and vm.queues[0].shared)
+        assert running.do(published, running, vm.first_queue) == (goal, state.NONE, 1)
+
+
+def published(running: Running, number: int) -> tuple[int, int, int]:
+    """What the workers see."""
+    tables = at(int(running.engine.segment.engine["tables"]), 1, state.tables)[0]
+    row = at(int(tables["queues"]), int(tables["queue_count"]), state.queue)[number]
+    return int(row["worker"]), int(row["former"]), int(row["shared"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +112,22 @@ def test_a_measurement_under_way_does_not_outlive_the_engine(tmp_path: Path):
             running.do(running.engine.proving.start, "a")
             assert running.engine.proving.busy == "a"
             assert Way.OWN in proving.ORDER
+
+
+def test_a_guest_that_takes_nothing_ends_a_measurement_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(proving, "SWITCH_SECONDS", 0.1)
+    cpus = tuple(sorted(os.sched_getaffinity(0))[:2])
+    if len(cpus) < 2:
+        pytest.skip("needs two processors")
+    with Running(tmp_path, cpus) as running:
+        running.configure(a=running.vm("a", 1, overload="hold", processor=cpus[1]), b=running.vm("b", 2))
+        with running.guest("a", post=0) as a, running.guest("b") as b:
+            b.send([frame(a.mac, b.mac, number) for number in range(4)])
+            assert b.sent(PATIENCE)
+            proof = running.do(running.engine.proving.start, "a", 1)
+            until(lambda: proof.wrong)
+            assert proof.wrong == "frames of a wait for its guest, which posts no buffers"
+            until(lambda: running.engine.proving.busy is None)
+            assert running.engine.publisher.timed is False

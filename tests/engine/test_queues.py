@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,3 +235,68 @@ def test_statistics_begin_anew_without_disturbing_anybody(running: Running):
         assert running.show("queues", "b")["frames_to_guest"] == 0
         exchange(a, b)
         assert len(events(running, "reset")) == 1
+
+
+# --- what may be refused in the middle --------------------------------------------------------------------------
+
+
+def test_an_address_that_a_guest_comes_by_and_another_owner_has_is_forgotten(running: Running):
+    """It is said; reloads and swaps go on, and nothing leaks."""
+    keys: dict[str, Any] = {"learn": ("0e:fc:00:00:00:00/24",)}
+    running.configure(a=running.vm("a", **keys), b=running.vm("b", 2))
+    taken = address_filter(mac_number("0e:fc:00:00:00:01"), None)
+    running.do(contract(running).set_filter, "x", DEFAULT_QUEUE, taken)
+    queues = running.engine.queues[None]
+    with running.guest("a") as a, running.guest("b") as b:
+        a.send([frame(b.mac, "0e:fc:00:00:00:01")])
+        assert b.receive(1, PATIENCE)
+        until(lambda: running.show("vms", "a")["last_error"])
+        assert running.show("vms", "a")["learned"] == []
+        running.configure(a=running.vm("a", weight=50, **keys), b=running.vm("b", 2))
+        before = set(queues.effects.first)
+        running.do(queues.give_up, running.engine.vms["a"], "a test")
+        assert len(queues.effects.first) == len(before)
+        exchange(a, b)
+
+
+def test_a_reload_that_a_filter_refuses_moves_nobody(tmp_path: Path):
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("needs two processors")
+    with Running(tmp_path, tuple(cpus)) as running:
+        running.configure(a=running.vm("a", processor=cpus[0]))
+        taken = address_filter(mac_number(MACS[8]), None)
+        running.do(contract(running).set_filter, "x", DEFAULT_QUEUE, taken)
+        with pytest.raises(ConfigError):
+            running.configure(a=running.vm("a", mac=(MACS[0], MACS[8]), processor=cpus[1]))
+        vm = running.engine.vms["a"]
+        assert (vm.config.processor, vm.cpu, vm.worker) == (cpus[0], cpus[0], 0)
+
+
+def test_queue_pairs_without_a_receive_queue_follow_the_processor_of_their_vm(tmp_path: Path):
+    """A guest sends on all of them."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("needs two processors")
+    with Running(tmp_path, tuple(cpus)) as running:
+        for worker in (1, 0):
+            running.configure(a=running.vm("a", queue_pairs=4, processor=cpus[worker]))
+            assert [entry.worker for entry in running.engine.vms["a"].queues] == [worker] * 4
+
+
+def test_switching_moderation_off_leaves_no_guest_without_its_call(running: Running):
+    """An indication that is owed is made by control: nobody else would."""
+    running.configure(a=running.vm("a", indications=1), b=running.vm("b", 2))
+    state = running.engine.vms["a"].rings.state
+    with running.guest("a") as a, running.guest("b") as b:
+        got: list[bytes] = []
+        waiter = threading.Thread(target=lambda: got.extend(a.receive(2, PATIENCE)))
+        waiter.start()
+        for number in range(2):
+            b.send([frame(a.mac, b.mac, number)])
+            assert b.sent(PATIENCE)
+            until(lambda number=number: len(got) > number or int(state(0)["indicated"]))
+        until(lambda: int(state(0)["owed"]))
+        running.configure(a=running.vm("a"), b=running.vm("b", 2))
+        waiter.join(PATIENCE / 4)
+        assert got == [frame(a.mac, b.mac, number) for number in range(2)]

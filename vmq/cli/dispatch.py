@@ -100,7 +100,10 @@ def _expanded(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str
     verbs = parser.get_default("verbs")
     if not verbs or not words:
         return list(words)
-    verb = expand(words[0], verbs)
+    try:
+        verb = expand(words[0], verbs)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     return [verb, *(_expanded(verbs[verb], words[1:]) if verb in verbs else words[1:])]
 
 

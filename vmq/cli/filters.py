@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmq.cli.client import ask_record, ask_rows
-from vmq.cli.grammar import Verbs, add_nest, add_operation, add_owner, receive_queue
+from vmq.cli.grammar import QUEUES, Verbs, add_nest, add_operation, add_owner, receive_queue
 from vmq.errors import ConfigError
 from vmq.table import Row, table
 
@@ -79,9 +79,20 @@ def set_filter(args: argparse.Namespace) -> int:
     made = ask_record(
         args.api, "set_filter", uplink=args.uplink, owner=args.owner, queue=args.queue, filter=words
     )
-    said = f"filter {made.get('filter')}: its frames belong to receive queue {args.queue}"
-    print(json.dumps(made) if args.json else said)
+    print(json.dumps(made) if args.json else _where(args, made.get("filter")))
     return 0
+
+
+def _where(args: argparse.Namespace, filter_id: Any) -> str:
+    """What the filter's record says of its frames now."""
+    row = ask_record(args.api, "filter_parameters", uplink=args.uplink, filter=filter_id)
+    queue = row.get("queue")
+    if queue == QUEUES["drop"]:
+        return f"filter {filter_id}: its frames are dropped, by the drop queue"
+    if row.get("in_effect"):
+        name = "the default queue" if queue == QUEUES["default"] else f"receive queue {queue}"
+        return f"filter {filter_id}: its frames belong to {name}"
+    return f"filter {filter_id}: not in effect until the allocation of receive queue {queue} is complete"
 
 
 def test(written: str) -> dict[str, str]:
@@ -114,6 +125,5 @@ def move(args: argparse.Namespace) -> int:
         filter=args.filter,
         queue=args.queue,
     )
-    said = f"filter {args.filter}: its frames belong to receive queue {args.queue}"
-    print(json.dumps(done) if args.json else said)
+    print(json.dumps(done) if args.json else _where(args, args.filter))
     return 0

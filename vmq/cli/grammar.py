@@ -121,9 +121,13 @@ def offer(argument: argparse.Action, complete: dict[str, Any]) -> None:
 
 
 def expand(word: str, words: Collection[str]) -> str:
-    """The one of `words` that `word` begins; if none or several, the word itself, for argparse to refuse."""
+    """The one of `words` that `word` begins; if none, the word itself, for argparse to refuse."""
     found = [long for long in words if long.startswith(word)]
-    return found[0] if len(found) == 1 and word not in words else word
+    if not word or word in words or not found:
+        return word
+    if len(found) > 1:
+        raise argparse.ArgumentTypeError(f"{word} is ambiguous: {', '.join(found)}")
+    return found[0]
 
 
 def shortened(words: Collection[str]) -> Callable[[str], str]:

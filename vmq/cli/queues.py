@@ -109,40 +109,43 @@ def _notes(row: Row) -> Iterator[str]:
 
 
 def allocate(args: argparse.Namespace) -> int:
-    """One that is complete, if it can be; its id is said in any case, for it exists."""
+    """One that is complete; if it cannot be, nothing stays, unless --incomplete says so."""
     where = {"uplink": args.uplink, "owner": args.owner}
     parameters = {"vm": args.vm, **_given(args)}
-    if moderation := _moderation(args):
-        parameters["moderation"] = moderation
     made = ask_record(args.api, "allocate_queue", **where, parameters=parameters)
     if args.incomplete:
         print(json.dumps(made) if args.json else f"receive queue {made.get('queue')}: allocated")
         return 0
-    return _completed(args, [made.get("queue")], one=True)
+    rows = ask_rows(args.api, "queue_allocation_complete", **where, queues=[made.get("queue")])
+    done = rows[0] if rows else {}
+    has_all = done.get("status") == "SUCCESS"
+    if not args.json:
+        print(_completion(done))
+    if not has_all:
+        ask_record(args.api, "free_queue", **where, queue=made.get("queue"))
+        done["freed"] = True
+    if args.json:
+        print(json.dumps(done, indent=2))
+    elif not has_all:
+        print(f"receive queue {made.get('queue')}: freed again; --incomplete keeps it")
+    return 0 if has_all else 1
 
 
 def complete(args: argparse.Namespace) -> int:
-    return _completed(args, args.queues)
-
-
-def _completed(args: argparse.Namespace, queues: Sequence[Any], *, one: bool = False) -> int:
     done = ask_rows(
-        args.api, "queue_allocation_complete", uplink=args.uplink, owner=args.owner, queues=list(queues)
+        args.api, "queue_allocation_complete", uplink=args.uplink, owner=args.owner, queues=args.queues
     )
-    if args.json:
-        print(json.dumps(done[0] if one and done else done, indent=2))
-    else:
-        for row in done:
-            why = f": {row['why']}" if row.get("why") else ""
-            print(plain(f"receive queue {row.get('queue')}: {row.get('status')}{why}"))
+    print(json.dumps(done, indent=2) if args.json else "\n".join(map(_completion, done)))
     return 0 if all(row.get("status") == "SUCCESS" for row in done) else 1
+
+
+def _completion(row: Row) -> str:
+    why = f": {row['why']}" if row.get("why") else ""
+    return plain(f"receive queue {row.get('queue')}: {row.get('status')}{why}")
 
 
 def change(args: argparse.Namespace) -> int:
     changes = _given(args)
-    if moderation := _moderation(args):
-        asked = ask_record(args.api, "queue_parameters", uplink=args.uplink, queue=args.queue)
-        changes["moderation"] = {**(_member(asked, "requested", "moderation") or {}), **moderation}
     if not changes:
         raise ConfigError("vmq queue set", "nothing is to be changed", "See vmq queue set --help")
     done = ask_record(
@@ -158,17 +161,15 @@ def change(args: argparse.Namespace) -> int:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The members that were named, but for moderation."""
+    """The members that were named, and those of moderation."""
     members = {"name": args.name, "weight": args.weight, "suggested_buffers": args.buffers}
     given: dict[str, Any] = {name: value for name, value in members.items() if value is not None}
     if args.processor is not None:
         given["processor"] = None if args.processor == ANY else int(args.processor)
+    moderation = {"indications": args.indications, "frames": args.frames}
+    if named := {name: value for name, value in moderation.items() if value is not None}:
+        given["moderation"] = named
     return given
-
-
-def _moderation(args: argparse.Namespace) -> dict[str, int]:
-    members = {"indications": args.indications, "frames": args.frames}
-    return {name: value for name, value in members.items() if value is not None}
 
 
 def free(args: argparse.Namespace) -> int:

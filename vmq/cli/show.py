@@ -28,7 +28,7 @@ COLUMNS = {
     "socket drops",
     "queues": "vm queue queue_id own life processor state frames_to_guest bytes_to_guest frames_from_guest bytes_from_guest "
     "indications frames_per_indication drops",
-    "filters": "mac vlan uplink vm queue source filter",
+    "filters": "mac vlan uplink vm queue source priority filter",
     "uplinks": "name kind device state mtu lanes membership frames_from_wire bytes_from_wire frames_to_wire "
     "bytes_to_wire drops",
     "misses": "kind mac vlan uplink vm count remedy",

@@ -21,7 +21,6 @@ class Property(StrEnum):
     VM_QUEUE = "vm_queue"
     MSI_X = "msi_x"  # an eventfd to the guest for each receive queue
     DYNAMIC_PROCESSOR_AFFINITY_CHANGE = "dynamic_processor_affinity_change"
-    INTERRUPT_VECTOR_COALESCING = "interrupt_vector_coalescing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from vmq.errors import ApiError, VmqError
 from vmq.filters import Filter, check
 from vmq.queues import Event, State
 
-QUEUES_MAX = 1024
+QUEUES_MAX = 4096
 FILTERS_MAX = 8192
 
 

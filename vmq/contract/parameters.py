@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked for with a receive queue: the members, their limits, and which of them may change later.
 
-A change names the members that it changes; the others stay, whatever they are. A value that does not fit refuses
-the whole change. What is asked for is a request: what a receive queue has got is its grant (`budget`).
+A change names the members that it changes; the others stay, whatever they are, and so do those of moderation. A value
+that does not fit refuses the whole change. What is asked for is a request: what a receive queue has got is its grant (`budget`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def changed(before: Parameters, changes: Mapping[str, Any]) -> Parameters:
     if fixed:
         wrong = f"{', '.join(fixed)}: not a member that can change"
         raise refusal(Operation.QUEUE_PARAMETERS, wrong, f"change {', '.join(CHANGEABLE)} only")
-    return _converted(Operation.QUEUE_PARAMETERS, {**msgspec.structs.asdict(before), **changes})
+    values = {**msgspec.structs.asdict(before), **changes}
+    if isinstance(moderation := values["moderation"], Mapping):
+        values["moderation"] = {**msgspec.structs.asdict(before.moderation), **moderation}
+    return _converted(Operation.QUEUE_PARAMETERS, values)
 
 
 def _converted(operation: Operation, values: Mapping[str, Any]) -> Parameters:

@@ -150,7 +150,8 @@ class Registry:
         """The filter, if it is the asker's."""
         installed = self.filters.find(name)
         if installed is None or not sees(asker, installed.owner):
-            raise refusal(operation, f"filter {name!r:.80}: no such filter of yours", LIST_FILTERS)
+            remedy = RELOAD if installed is not None and installed.owner == CONFIG else LIST_FILTERS
+            raise refusal(operation, f"filter {name!r:.80}: no such filter of yours", remedy)
         return installed
 
     def follow(self, operation: Operation, queue: ReceiveQueue, event: Event) -> State:
@@ -212,8 +213,7 @@ class Registry:
         self.tell("reset")
 
     def clear_counters(self, queue: ReceiveQueue) -> None:
-        if queue.is_everybodys or queue.grant is not None:
-            self.effects.clear_counters(queue.id)
+        self.effects.clear_counters(queue.id)
 
     def tell(self, kind: str, **what: Any) -> None:
         self.number += 1

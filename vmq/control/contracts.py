@@ -6,6 +6,7 @@
 Nothing is decided about receive queues here: vmq/contract does that, and what it refuses goes to the client in its own
 status. Two things are refused before it is asked: an uplink that has no contract, with the names of those that have
 (INVALID_PARAMETER), and a change in the name of somebody else (session.py; in the operation's status for a bad owner).
+A connection that has claimed an owner changes nothing as the administrator.
 
 When an owner goes, it goes in every contract. That never fails: what breaks in one does not keep the others.
 """
@@ -98,9 +99,7 @@ class Contracts:
 
     def set_queue_parameters(self, session: Session, asked: requests.SetQueueParameters) -> Answer:
         contract, owner = self._changing(Operation.QUEUE_PARAMETERS, session, asked)
-        members = msgspec.structs.asdict(asked.parameters)
-        changes = {name: value for name, value in members.items() if value is not msgspec.UNSET}
-        contract.set_parameters(owner, asked.queue, changes)
+        contract.set_parameters(owner, asked.queue, msgspec.to_builtins(asked.parameters))
         return DONE
 
     def free_queue(self, session: Session, asked: requests.FreeQueue) -> Answer:
@@ -111,9 +110,9 @@ class Contracts:
         return list(self.contract(asked.uplink).enum_queues(asked.owner))
 
     def reset_statistics(self, session: Session, asked: requests.ResetStatistics) -> Answer:
-        """Without an owner the administrator asks, who may do this one thing to everybody's."""
+        """Where no owner is named or claimed the administrator asks, who may do this to everybody's."""
         owner = asked.owner
-        if owner is not None:
+        if owner is not None or session.owner is not None:
             owner = self.owners.changing(Operation.RESET_STATISTICS, session, owner)
         self.contract(asked.uplink).reset_statistics(owner, asked.queue)
         return DONE
@@ -157,6 +156,11 @@ class Contracts:
     def global_parameters(self, _: Session, asked: requests.GlobalParameters) -> Answer:
         return self.contract(asked.uplink).global_parameters()
 
-    def reset(self, _: Session, asked: requests.Reset) -> Answer:
-        self.contract(asked.uplink).reset()
+    def reset(self, session: Session, asked: requests.Reset) -> Answer:
+        """It is everybody's, so no owner's."""
+        contract = self.contract(asked.uplink)
+        if session.owner is not None:
+            wrong = f"reset: everybody's counters begin anew, and this connection is {session.owner[:80]!r}"
+            raise ApiError("INVALID_PARAMETER", wrong, "ask on a connection that has claimed no owner")
+        contract.reset()
         return DONE

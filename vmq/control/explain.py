@@ -32,7 +32,7 @@ from vmq.abi.ethernet import (
     mac_number,
     mac_text,
 )
-from vmq.control.filtered import Frame, claim
+from vmq.control.filtered import Frame, Outline, rule
 from vmq.control.misses import of_vm
 from vmq.control.views import drops, last_error
 from vmq.dataplane import state
@@ -68,6 +68,7 @@ class Decision:
     pair: int = 0  # of the one VM: which of its receive queues
     to_wire: bool = False
     flooded: bool = False  # for all who accept such frames
+    unless: str = ""  # which filter might decide otherwise
     steps: list[str] = field(default_factory=list)
     remedy: str | None = None
 
@@ -102,6 +103,7 @@ def ask(engine: Engine, params: dict[str, Any]) -> Question:
         if type(vlan) is not int or not 0 <= vlan <= VLAN_VID_MASK:
             raise _wrong(f"vlan: {vlan!r} is no VLAN id", f"give a number from 0 to {VLAN_VID_MASK}")
         question.tag = vlan
+        question.tci = (question.tci or 0) & ~VLAN_VID_MASK | vlan
     _sender(engine, question, params.get("source"), params.get("uplink"))
     return question
 
@@ -282,8 +284,10 @@ def _flood(engine: Engine, question: Question, vid: int, decision: Decision, kin
 def _claimed(engine: Engine, question: Question, vid: int, decision: Decision) -> bool:
     """Whether a generic filter takes it."""
     queues = engine.queues.get(question.uplink, engine.queues[None])
-    frame = question.data and Frame(_asked(question), question.tci, vid, question.vm is not None)
-    found = claim(queues.effects, frame or None, question.vm, decision.steps)
+    ruling = rule(queues.effects, _seen(question, vid), question.vm, decision.steps)
+    found = ruling.claim
+    if ruling.doubtful:
+        decision.unless = f", unless {'another' if found else 'a'} filter takes it"
     if found is None:
         return False
     decision.steps.append(found.words)
@@ -295,9 +299,14 @@ def _claimed(engine: Engine, question: Question, vid: int, decision: Decision) -
     return True
 
 
-def _asked(question: Question) -> bytes:
-    """Its bytes, to the destination that was asked for."""
-    return question.mac.to_bytes(ETH_ALEN, "little") + (question.data or b"")[ETH_ALEN:]
+def _seen(question: Question, vid: int) -> Frame | Outline:
+    """What filters see of it: its bytes, to the destination that was asked for; else what is known without them."""
+    vm = question.vm
+    if question.data is not None:
+        data = question.mac.to_bytes(ETH_ALEN, "little") + question.data[ETH_ALEN:]
+        return Frame(data, question.tci, vid, vm is not None)
+    source = vm.macs[0] if vm is not None and question.source_mac is None else question.source_mac
+    return Outline(question.mac, vid, question.tag is not None or (vm is not None and vid > 0), source)
 
 
 def _owner(engine: Engine, mac: int, vid: int, uplink: str | None) -> Vm | None:
@@ -385,7 +394,7 @@ def _answer(question: Question, vid: int, decision: Decision) -> Answer:
         answer |= {"vm": vm.name, "queue": decision.pair, "verdict": "delivered" if reached else "dropped"}
         if drop:
             answer |= {"drop": drop, "reason": f"{drop}: {why}", "remedy": remedy}
-    return answer
+    return answer | {"verdict": answer["verdict"] + decision.unless}
 
 
 def _count(number: int) -> str:

@@ -13,16 +13,22 @@ NDIS. A member of another name, or of another type, is refused before that: INVA
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from vmq.contract import Parameters
-from vmq.contract.parameters import CHANGEABLE
-from vmq.control.words import FilterWords
+from vmq.contract.parameters import CHANGEABLE, Moderation
+from vmq.control.words import FilterWords, FlagName
 from vmq.errors import ApiError
+from vmq.filters import Field, Kind
 
 SNAPLEN_MAX = 1 << 18  # more than any frame
+# What a filter is written with: its members, and their words.
+WORDS = {"field": Field, "kind": Kind, "flags": FlagName}
+NO_WORD = re.compile(r"Invalid enum value .*\.(\w+)(?:\[[^]]*\])?`")
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -149,17 +155,23 @@ class QueueParameters(Owned, kw_only=True):
     queue: int
 
 
-Changes = msgspec.defstruct(
-    "Changes",
-    [
-        (field.name, field.type | msgspec.UnsetType, msgspec.UNSET)
-        for field in msgspec.structs.fields(Parameters)
-        if field.name in CHANGEABLE
-    ],
-    namespace={"__doc__": "The members that change; the others stay as they are."},
-    forbid_unknown_fields=True,
-    kw_only=True,
-)
+def _changes(name: str, form: type[msgspec.Struct], members: Collection[str], **other: Any) -> Any:
+    """A record of members of `form` that may all be left out; `other` says which of them have another type."""
+    return msgspec.defstruct(
+        name,
+        [
+            (field.name, other.get(field.name, field.type) | msgspec.UnsetType, msgspec.UNSET)
+            for field in msgspec.structs.fields(form)
+            if field.name in members
+        ],
+        namespace={"__doc__": "The members that change; the others stay as they are."},
+        forbid_unknown_fields=True,
+        kw_only=True,
+    )
+
+
+ModerationChanges = _changes("ModerationChanges", Moderation, Moderation.__struct_fields__)
+Changes = _changes("Changes", Parameters, CHANGEABLE, moderation=ModerationChanges)
 
 
 class SetQueueParameters(Owned, kw_only=True):
@@ -224,4 +236,6 @@ def understood(method: str, form: type[Asked], params: dict[str, Any]) -> Asked:
     except (msgspec.ValidationError, UnicodeError) as error:
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(form))
         remedy = f"{method} takes {known or 'no parameters'}; `vmq schema api` says what each may be"
+        if (found := NO_WORD.search(str(error))) and found[1] in WORDS:
+            remedy = f"{found[1]}: one of {', '.join(WORDS[found[1]])}"
         raise ApiError("INVALID_PARAMETER", f"{method}: {error}", remedy) from error

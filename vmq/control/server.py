@@ -7,7 +7,8 @@
 After `subscribe` a connection is a stream: a line for each event, {"event": …}, and nothing is answered any more.
 
 Lines are bounded, so is the number of clients and their silence, unless an owner is bound to the connection or it is
-a stream; a client that sends nonsense gets an error, one that reads nothing is dropped, and neither disturbs the data
+a stream: a line that was begun is finished soon, and where all places are taken who has been silent longest makes
+room. A client that sends nonsense gets an error, one that reads nothing is dropped, and neither disturbs the data
 plane. However a connection ends, what its session has to do then is done.
 """
 
@@ -28,9 +29,12 @@ from vmq.errors import ApiError, VmqError
 from vmq.listener import Listener
 
 API = 1
+MEMBERS = ("api", "method", "params")
 LINE_MAX = 1 << 20
 CLIENTS_MAX = 64
-IDLE_SECONDS = 60.0  # a client that asks nothing makes room for others
+IDLE_SECONDS = 60.0  # a client that asks nothing goes
+LINE_SECONDS = 5.0  # one that has begun to ask, and does not go on
+SPARED_SECONDS = 1.0  # after so much silence it may be sent away for another: what it asks may be on its way
 DRAIN_SECONDS = 5.0  # one that does not read its answer
 LOG = logging.getLogger("vmq")
 
@@ -45,6 +49,8 @@ class Server:
         self._listener: Listener | None = None
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[Any]] = set()
+        # Who may be sent away for another client, and since when it has been silent: the oldest first.
+        self._silent: dict[asyncio.Task[Any], float] = {}
 
     async def start(self, where: str) -> None:
         """Open the socket; HostError if it cannot be."""
@@ -56,10 +62,12 @@ class Server:
         self._clients.add(task)
         session = Session()
         try:
-            if len(self._clients) > CLIENTS_MAX:
-                writer.write(_line(_error(ApiError("RESOURCES", f"more than {CLIENTS_MAX} clients"))))
-            else:
+            if len(self._clients) <= CLIENTS_MAX or await self._made_room():
                 await self._serve(session, reader, writer)
+            else:
+                remedy = "ask again in a second, or end one of them"
+                error = ApiError("RESOURCES", f"more than {CLIENTS_MAX} clients", remedy)
+                writer.write(_line(_error(error)))
             await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
             writer.close()
         except (ConnectionError, TimeoutError, Overrun, asyncio.CancelledError):
@@ -68,16 +76,26 @@ class Server:
             if not writer.is_closing():
                 writer.transport.abort()
             self._clients.discard(task)
+            self._silent.pop(task, None)
             session.leaving.close()
+
+    async def _made_room(self) -> bool:
+        """Send the client away that has been silent longest; False if none has been for long enough."""
+        task, since = next(iter(self._silent.items()), (None, 0.0))
+        if task is None or asyncio.get_running_loop().time() - since < SPARED_SECONDS:
+            return False
+        del self._silent[task]
+        task.cancel()
+        await asyncio.wait({task}, timeout=DRAIN_SECONDS)
+        return True
 
     async def _serve(
         self, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Answer line after line."""
         while session.stream is None:
-            patience = None if session.may_be_silent else IDLE_SECONDS
             try:
-                line = await asyncio.wait_for(reader.readline(), patience)
+                line = await self._heard(session, reader)
             except ValueError:
                 error = ApiError("INVALID_LENGTH", f"a request is a line of at most {LINE_MAX} bytes")
                 writer.write(_line(_error(error)))
@@ -87,6 +105,19 @@ class Server:
             writer.write(self.answer(session, line))
             await asyncio.wait_for(writer.drain(), DRAIN_SECONDS)
         await _tell(session.stream, reader, writer)
+
+    async def _heard(self, session: Session, reader: asyncio.StreamReader) -> bytes:
+        """The next line; nothing at the end. An owner takes its time: what it holds would go with it."""
+        if session.may_be_silent:
+            return await reader.readline()
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._silent[task] = asyncio.get_running_loop().time()
+        async with asyncio.timeout(IDLE_SECONDS):
+            first = await reader.read(1)
+        async with asyncio.timeout(LINE_SECONDS):
+            line = first if first in (b"", b"\n") else first + await reader.readline()
+        self._silent.pop(task, None)
+        return line
 
     def answer(self, session: Session, line: bytes) -> bytes:
         """The answer to one request, as a line; never raises."""
@@ -107,9 +138,12 @@ class Server:
             raise ApiError("INVALID_PARAMETER", f"not JSON: {error}") from error
         if not isinstance(request, dict):
             raise ApiError("INVALID_PARAMETER", "a request is an object", "give api, method and params")
-        if request.get("api") != API or isinstance(request["api"], bool):
+        if type(request.get("api")) is not int or request["api"] != API:
             wrong = f"this engine speaks api {API}, and not {request.get('api')!r:.80}"
             raise ApiError("INVALID_PARAMETER", wrong, f"give api {API}: `vmq schema api` describes it")
+        if strange := [name for name in request if name not in MEMBERS]:
+            wrong = f"a request has no member {strange[0]!r:.80}"
+            raise ApiError("INVALID_PARAMETER", wrong, f"give {', '.join(MEMBERS)} and nothing else")
         method = self.methods.get(str(request.get("method")))
         if method is None:
             known = ", ".join(self.methods)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vmq.abi.ethernet import mac_text
 from vmq.config import cpu_text
+from vmq.control.filtered import taken
 from vmq.engine.engine import Engine
 from vmq.engine.vm import DEFAULT_MTU, Vm
 from vmq.uplink.base import setting
@@ -49,6 +51,7 @@ def of_vm(vm: Vm) -> list[Row]:
     """Every setting of one VM port."""
     return [
         _own_queue(vm),
+        _filters(vm),
         _processor(vm),
         _written_by(vm),
         _queue_pairs(vm),
@@ -64,6 +67,14 @@ def _own_queue(vm: Vm) -> Row:
     asked = "own" if vm.config.weight else "default"
     effective = "default" if vm.queues[0].shared else "own"
     return setting("receive_queue", asked, effective, "" if asked == effective else _why_shared(vm))
+
+
+def _filters(vm: Vm) -> Row:
+    """Its addresses, and what filters of higher priority leave of them."""
+    found = list(taken(vm))
+    lost = {one.mac: one.whole for one in found}  # of several filters to one address the last is the widest
+    left = [mac_text(mac) + " in part" * (mac in lost) for mac in vm.macs if not lost.get(mac)]
+    return setting("filters", [mac_text(mac) for mac in vm.macs], left, "; ".join(one.why for one in found))
 
 
 def _why_shared(vm: Vm) -> str:

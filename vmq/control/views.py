@@ -29,6 +29,8 @@ from vmq.vhost.message import MEMORY_REMEDY
 from vmq.worker import Worker
 
 Row = dict[str, Any]
+UNUSED = "no filter leads here: the guest may send on it"
+ANY_VLAN = "any"
 _FEATURES = {
     value: name.removeprefix("VIRTIO_").lower()
     for name, value in vars(virtio).items()
@@ -123,12 +125,10 @@ def queue_row(vm: Vm, index: int) -> Row:
         "queue_id": number,
         "owner": asked.get("owner"),
         "life": asked.get("state"),
-        "own": not entry.shared,
+        "own": not entry.shared if asked else None,
         "weight": asked["requested"]["weight"] if asked else None,
-        "why": asked.get("why", "no filter leads here: the guest may send on it"),
-        "requested": asked.get("requested", {}),
-        "effective": asked.get("effective", {}),
-        "difference": asked.get("difference", {}),
+        "why": asked["why"] or _not_enabled(vm, index) if asked else UNUSED,
+        **_parameters(vm, index, asked),
         "size_to_guest": ring[2 * index].size,
         "size_from_guest": ring[2 * index + 1].size,
         "frames_to_guest": frames,
@@ -146,6 +146,32 @@ def queue_row(vm: Vm, index: int) -> Row:
         "batches": [int(count) for count in row["batches"]],
         "drops": drops(row["to_guest_drops"], row["account"]["drops"]),
     }
+
+
+def _not_enabled(vm: Vm, index: int) -> str:
+    """What becomes of frames for a queue pair that a guest which runs others has not enabled."""
+    if index == 0 or index in vm.running or not vm.running:
+        return ""
+    lost = f"the guest has not enabled queue pair {index}: frames for it are dropped (to_guest_not_running)"
+    return f"{lost}; ethtool -L DEVICE combined {index + 1} in the guest"
+
+
+def _parameters(vm: Vm, index: int, asked: Row) -> Row:
+    """What the owner of a receive queue asked for, and what is in force: the contract's word, and the VM port's."""
+    effective, difference = dict(asked.get("effective", {})), dict(asked.get("difference", {}))
+    if effective:
+        entry, size = vm.queues[index], vm.session.rings[2 * index].size
+        indications = 10**9 // entry.gap if entry.gap else 0
+        wanted = asked["requested"]["moderation"]
+        if wanted["indications"] and 10**9 // wanted["indications"] == entry.gap:
+            indications = wanted["indications"]  # a gap is a whole number of nanoseconds
+        effective |= {
+            "weight": asked["requested"]["weight"],
+            "moderation": {"indications": indications, "frames": entry.gather},
+            "suggested_buffers": size or None,
+        }
+        difference["suggested_buffers"] = "the guest's ring decides"
+    return {"requested": asked.get("requested", {}), "effective": effective, "difference": difference}
 
 
 def filter_rows(engine: Engine) -> Iterable[Row]:
@@ -175,7 +201,7 @@ def _filters_of_owners(uplink: str | None, queues: UplinkQueues) -> Iterable[Row
             if row["owner"] != CONFIG:
                 yield {
                     "mac": None,
-                    "vlan": None,
+                    "vlan": _vlan(row),
                     "uplink": uplink,
                     "vm": bound.vm.name if bound else None,
                     "queue": bound.pair if bound else {DEFAULT_QUEUE: "default", DROP_QUEUE: "drop"}[number],
@@ -184,6 +210,13 @@ def _filters_of_owners(uplink: str | None, queues: UplinkQueues) -> Iterable[Row
                     "priority": row["priority"],
                     "in_effect": row["in_effect"],
                 }
+
+
+def _vlan(row: Row) -> int | str | None:
+    """The VLAN whose frames a filter takes; None: untagged ones."""
+    named = [one["value"] for one in row["tests"] if (one["field"], one["kind"]) == ("vlan_id", "equal")]
+    untagged = "vlan_untagged_or_zero" in row["flags"]
+    return named[0] if named else None if untagged else ANY_VLAN
 
 
 def uplink_row(engine: Engine, name: str) -> Row:
@@ -257,7 +290,8 @@ def show(engine: Engine, what: str) -> list[Row]:
 
 
 def _set_up(vm: Vm) -> list[int]:
-    """Receive queues that run or have counted; queue 0 always."""
+    """Queue pairs that run, have counted or are somebody's receive queue; 0 always."""
     rows = vm.queue_rows()
     counted = np.flatnonzero(rows["frames_to_guest"] + rows["frames_from_guest"] + rows["offered_to_guest"])
-    return sorted({0, *vm.running, *(int(index) for index in counted)})
+    bound = (one.pair for one in vm.home.effects.bound.values() if one.vm is vm)
+    return sorted({0, *vm.running, *bound, *(int(index) for index in counted)})

@@ -8,7 +8,8 @@ A value or mask is a number, or text: a MAC address, an IPv4 address, the word o
 hexadecimal ones after 0x. Which of them a field has is that of its people. A MAC address has no hexadecimal number:
 which end of it would come first? As a number it is the integer of vmq/abi/ethernet.py.
 
-Only the form is judged here. Whether a value fits into its field, and whether the filter is one, is `filters.check`'s.
+Only the form is judged here. Whether a value fits into its field, and whether the filter is one, is `filters.check`'s;
+but a written value with bits outside its mask is refused here, with the value as it would be written.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from vmq.abi.ethernet import mac_number
 from vmq.errors import ApiError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind, PacketType
+from vmq.filters.model import field_text
 
 MAC = re.compile(r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4})")
 NUMBER = re.compile(r"[0-9]{1,15}|0x[0-9a-f]{1,12}")
@@ -86,8 +88,20 @@ def filter_of(words: FilterWords) -> Filter:
     flags = Flag(0)
     for name in words.flags:
         flags |= Flag[name.name]
-    tests = [
-        FieldTest(one.field, one.kind, number_of(one.field, one.value), number_of(one.field, one.mask))
-        for one in words.tests
-    ]
-    return Filter(tuple(tests), priority=words.priority, flags=flags)
+    return Filter(tuple(map(_test_of, words.tests)), priority=words.priority, flags=flags)
+
+
+def _test_of(words: FieldTestWords) -> FieldTest:
+    value, mask = number_of(words.field, words.value), number_of(words.field, words.mask)
+    if words.kind is Kind.MASK_EQUAL and mask and value & ~mask and isinstance(words.value, str):
+        wrong = f"{words.field}: {words.value:.80} has bits outside the mask {words.mask!s:.80}, so nothing equals it"
+        raise ApiError("INVALID_PARAMETER", wrong, f"use {_written(words.field, value & mask, words.value)}")
+    return FieldTest(words.field, words.kind, value, mask)
+
+
+def _written(field: Field, number: int, like: str) -> str:
+    """The number as another value of the field was written."""
+    text = like.strip().lower()
+    if text.startswith("0x"):
+        return f"{number:#x}"
+    return str(number) if text.isdecimal() else field_text(field, number)

@@ -28,12 +28,14 @@ import numpy as np
 
 from vmq.dataplane.classify import note
 from vmq.dataplane.ports import signal
+from vmq.dataplane.split import available
 from vmq.dataplane.state import (
     DELIVERIES,
     FRAMES,
     HANDOVER_FULL,
     HANDOVER_MOVED,
     HANDOVER_RINGS,
+    M32,
     MAX_QUEUES,
     MAX_WORKERS,
     NONE,
@@ -50,7 +52,9 @@ from vmq.dataplane.state import (
     piece,
     queue,
     queue_state,
+    ring_state,
     todo,
+    virtqueue,
     worker,
 )
 from vmq.jit import at, copy, fence, int64, kernel, load_acquire, load_once, store_release
@@ -59,6 +63,7 @@ PARCEL = parcel.itemsize
 ALIGN = 16
 # Whose ring: another processor's to this one; this one's to itself, its default queue; the same for sources that wait.
 OTHERS, OWN, OWN_KEPT = range(3)
+ASIDE = 2  # in `tagged`: an overload policy has put the frame aside
 
 
 @kernel
@@ -193,7 +198,7 @@ def unwrap(w: Any, row: Any, place: int) -> None:
     row["piece_first"] = row["piece_count"] = 0
     row["vid"] = header["vid"]
     row["tci"] = header["tci"]
-    row["tagged"] = header["tagged"]
+    row["tagged"] = header["tagged"] & 1
     row["source"] = header["source"]
     row["uplink"] = header["uplink"]
     books = int64(at(w["engine"], 1, engine)[0]["queue_state"])
@@ -207,23 +212,39 @@ def pass_over(w: Any, header: Any, own: int) -> None:
         waits = at(w["todo"], MAX_QUEUES, todo)[header["queue"]]
         waits["held"] -= 1
         waits["kept"] -= int64(own == OWN_KEPT)
+        waits["aside"] -= int64(header["tagged"] & ASIDE != 0)
     header["queue"] = NONE
 
 
 @kernel
-def too_old(w: Any, books: Any, number: int, own: int) -> bool:
-    """Whether a parcel has to make room for later ones (overload.py); then it is counted as dropped."""
-    waits = at(w["todo"], MAX_QUEUES, todo)[number]
-    if own != OWN_KEPT or waits["excess"] == 0:
+def too_old(w: Any, header: Any, own: int) -> bool:
+    """Whether a parcel that was put aside has to make room for later ones (overload.py)."""
+    if own != OWN_KEPT or not header["tagged"] & ASIDE:
+        return False
+    waits = at(w["todo"], MAX_QUEUES, todo)[header["queue"]]
+    if waits["excess"] == 0:
         return False
     waits["excess"] -= 1
-    books["offered_to_guest"] += 1
-    books["to_guest_drops"][TO_GUEST_NO_BUFFER] += 1
     return True
 
 
 @kernel
-def accept_parcels(t: Any, w: Any, address: int, own: int) -> int:
+def no_room(t: Any, w: Any, number: int) -> bool:
+    """Whether a receive queue that runs has no buffer for another frame of this round: nobody waits behind it."""
+    waits = at(w["todo"], MAX_QUEUES, todo)[number]
+    if waits["closed"] == w["accepts"]:  # a buffer that has come since would let this one overtake
+        return True
+    vq = at(t["virtqueues"], 2 * t["queue_count"], virtqueue)[2 * number]
+    ring = at(at(w["engine"], 1, engine)[0]["ring_state"], 2 * MAX_QUEUES, ring_state)[2 * number]
+    noted = int64(waits["count"]) if waits["first"] >= 0 else int64(0)
+    if vq["running"] and vq["enabled"] and 0 <= available(vq, ring) <= noted:
+        waits["closed"] = w["accepts"]
+        return True
+    return False
+
+
+@kernel
+def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
     """Frames of one ring into the round, each noted for its queue; the tail to store when all are delivered."""
     ring = at(address, 1, byte_ring)[0]
     size, tail = int64(ring["size"]), int64(ring["tail"])
@@ -232,6 +253,7 @@ def accept_parcels(t: Any, w: Any, address: int, own: int) -> int:
     frames = at(w["frames"], FRAMES, frame)
     shared = at(w["engine"], 1, engine)[0]
     w["parked"] = 0
+    w["accepts"] = (int64(w["accepts"]) + 1) & (M32 >> 1)
     w["taken"] = NONE
     while tail < head and w["frame_count"] < t["frame_limit"]:
         place = int64(ring["data"]) + (tail & (size - 1))
@@ -246,8 +268,13 @@ def accept_parcels(t: Any, w: Any, address: int, own: int) -> int:
             continue
         books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
         verdict = ours(t, w, number) if still_there(t, number, int64(header["generation"])) else NONE
-        if too_old(w, books, number, own):
+        late = verdict == 0 and not hold and at(t["queues"], t["queue_count"], queue)[number]["late"]
+        if late or too_old(w, header, own):
+            books["offered_to_guest"] += 1
+            books["to_guest_drops"][TO_GUEST_NO_BUFFER] += 1
             pass_over(w, header, own)
+        elif verdict == 1 and hold and no_room(t, w, number):
+            w["parked"] += 1
         elif verdict == 1:
             index = int64(w["frame_count"])
             unwrap(w, frames[index], place)

@@ -170,7 +170,7 @@ def parcels_round(t: Any, w: Any, sender: int, hold: int) -> int:
     own = int64(OTHERS)
     if sender == w["index"]:
         own = int64(OWN_KEPT if hold else OWN)
-    tail = accept_parcels(t, w, address, own)
+    tail = accept_parcels(t, w, address, own, hold)
     finish(t, w, hold, 2 if own == OWN_KEPT else 1)
     tail = keep_parcels(w, address, tail, own)
     # us: copy out, then tail | writer: reads tail, then writes over it.

@@ -55,6 +55,10 @@ def indicate(w: Any, row: Any, vq: Any, ring: Any, books: Any, batch: int, wante
                 return
             batch = int64(ring["owed"])
             ring["owed"] = 0
+    elif ring["owed"]:  # from when there were limits
+        batch += int64(ring["owed"])
+        ring["owed"] = 0
+        wanted = True
     if wanted:
         call(w, vq, books)
         books["indications"] += 1

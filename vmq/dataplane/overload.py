@@ -6,7 +6,8 @@
     keep n, `oldest`   drop-oldest: the same, but what has waited longest is dropped
 
 Frames wait in the ring of their processor to itself that is for sources which wait (handover.py), so one place knows
-how to keep order: while frames of a receive queue are in there (`kept`), every later one goes behind them. All VMs of a
+how to keep order: while frames of a receive queue are in there (`kept`), every later one goes behind them, also when
+the policy is another by now. All VMs of a
 processor share its bytes; when it is full, the newest is dropped. Sources that wait by themselves lose nothing here.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmq.dataplane.handover import push, ring_of, taken_of
+from vmq.dataplane.handover import ASIDE, push, ring_of, taken_of
 from vmq.dataplane.state import (
     DELIVERIES,
     DONE,
@@ -35,6 +36,9 @@ from vmq.dataplane.to_guest import deliver
 from vmq.jit import at, int64, kernel
 
 
+KEEP_MAX = 4096
+
+
 @kernel
 def put_aside(w: Any, number: int, row: Any) -> None:
     """What is noted for a receive queue and not delivered waits, or is dropped under its name."""
@@ -44,19 +48,23 @@ def put_aside(w: Any, number: int, row: Any) -> None:
     waits = at(w["todo"], MAX_QUEUES, todo)[number]
     books = at(at(w["engine"], 1, engine)[0]["queue_state"], MAX_QUEUES, queue_state)[number]
     ring = ring_of(w, w["index"], w["index"], 1)
+    most = int64(row["keep"]) if row["keep"] else int64(KEEP_MAX)  # behind those of a policy that is no more
     index = int64(waits["first"])
     while index != NONE:
         if not deliveries[index]["done"]:
             one = frames[deliveries[index]["frame"]]
-            room = row["oldest"] or waits["kept"] < row["keep"]
+            room = row["oldest"] or waits["aside"] < most
+            one["tagged"] += ASIDE
             if room and push(ring, one, pieces, number, int64(row["generation"]), taken_of(w, one)):
                 waits["held"] += 1
                 waits["kept"] += 1
-                if waits["kept"] - waits["excess"] > row["keep"]:
+                waits["aside"] += 1
+                if waits["aside"] - waits["excess"] > row["keep"]:
                     waits["excess"] += 1
             else:
                 books["offered_to_guest"] += 1
                 books["to_guest_drops"][TO_GUEST_NO_BUFFER] += 1
+            one["tagged"] -= ASIDE
             deliveries[index]["done"] = DONE
         index = int64(deliveries[index]["next"])
 
@@ -65,11 +73,11 @@ def put_aside(w: Any, number: int, row: Any) -> None:
 def fill(t: Any, w: Any, number: int, hold: int, again: int) -> None:
     """Deliver what is noted for a receive queue. `again`: it has waited in the ring of its processor to itself."""
     row = at(t["queues"], t["queue_count"], queue)[number]
-    if row["keep"] == 0 or again:
+    waits = at(w["todo"], MAX_QUEUES, todo)[number]
+    if again or (row["keep"] == 0 and waits["aside"] == 0):
         deliver(t, w, number, hold)
         return
-    kept = int64(at(w["todo"], MAX_QUEUES, todo)[number]["kept"])
-    if kept == 0:
+    if waits["kept"] == 0:
         deliver(t, w, number, 1)
     if not hold:
         put_aside(w, number, row)

@@ -198,8 +198,9 @@ vport = rows(
 queue = rows(
     ("vport", i64), ("index", i64),
     ("worker", i64),
-    # A queue on its way to `worker`: who owned it delivers what it was handed, and nobody anything else; else NONE.
-    ("former", i64),
+    # A queue on its way to `worker`: who owned it delivers what it was handed, and nobody anything else; else NONE. `late`:
+    # it takes long, and frames of sources that do not wait are dropped.
+    ("former", i64), ("late", i64),
     ("shared", i64),  # 1: no receive queue of its own; served by the default queue, frame by frame
     ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
     ("keep", i64), ("oldest", i64),  # frames that may wait for buffers; 1: the oldest is dropped first (overload.py)
@@ -315,7 +316,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("outgoing_count", i64), ("arena_used", i64), ("total", i64), ("claim_count", i64),
     ("steps_left", i64),  # of STEPS
     ("broken", i64),  # fault found in this round, NO_FAULT without
-    ("parked", i64),  # parcels passed over in this round: their receive queue is on its way here
+    ("parked", i64), ("accepts", i64),  # parcels passed over in this round: their receive queue is on its way here
     ("taken", i64),  # when the frames of this round were, ns; 0: nobody asks; NONE: their parcels say it
     ("captures", i64),  # of the receive queue whose guest sends in this round: the first `capture`; 0 without
 )  # fmt: skip
@@ -420,9 +421,10 @@ frame = layout(
 piece = layout(16, ("address", i64), ("length", i64))
 delivery = layout(16, ("frame", i32), ("next", i32), ("queue", i32), ("done", i32))  # next: same queue; DONE
 # Not of one round: `held` counts the frames that this worker handed to itself and has not delivered yet, `kept` those of
-# them in the ring for sources that wait; the oldest `excess` of these are to be dropped.
+# them in the ring for sources that wait, `aside` those that an overload policy put there; the oldest `excess` are to go.
+# `closed`: the last of `accepts` that has passed a frame of this queue over; it passes over all behind it.
 todo = layout(
-    32, ("first", i32), ("last", i32), ("count", i32), ("held", i32), ("kept", i32), ("excess", i32), ("spare", i64)
+    32, ("first", i32), ("last", i32), ("count", i32), ("held", i32), ("kept", i32), ("excess", i32), ("aside", i32), ("closed", i32)
 )  # fmt: skip
 claim = layout(16, ("head", i64), ("length", i64))
 

@@ -9,7 +9,6 @@ elsewhere, both sides waiting for the other to call.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +21,6 @@ from vmq.doctor.finding import (
     Severity,
     found,
     not_applicable,
-    sentence,
     settled,
     unknown,
 )
@@ -32,9 +30,10 @@ from vmq.doctor.steps import Command, Step, edit, words, writes
 
 VIEWS_WITH_SETTINGS = ("vms", "queues", "uplinks", "processors")
 QEMU_ENDS = "the guest is restarted"
-LATER = "in this version"  # a reason that nothing on this host changes
 # Settings with a rule of their own: D08, D10 and D11 say who has no receive queue of its own, D21 and D24 how many run.
 OTHERS = frozenset({"receive_queue", "queues", "queue_pairs"})
+# What is asked for by default, or as a hint, and what no key brings about: `vmq show settings` says why they differ.
+SAID = frozenset({"placement", "offloads", "flows", "suggested_buffers"})
 
 
 # --- D06: asked for, not in effect --------------------------------------------------------------------------
@@ -49,7 +48,8 @@ def not_in_effect(see: Situation) -> list[Outcome]:
     for view in VIEWS_WITH_SETTINGS:
         for row in see.rows(view) or ():
             outcomes += [said for one in _settings(row) for said in _setting(view, row, one)]
-    outcomes += [*_without_own(see), *_not_in_this_version(see)]
+    outcomes += [said for row in see.rows("queues") or () for said in _not_enabled(row)]
+    outcomes += _without_own(see)
     moved = (_moved(row) for row in see.rows("processors") or ())
     outcomes += [said for said in moved if said is not None]
     return settled(
@@ -98,6 +98,23 @@ def _without_own(see: Situation) -> Iterator[Outcome]:
             )
 
 
+def _not_enabled(row: Row) -> Iterator[Outcome]:
+    """A receive queue in effect, on a queue pair that the guest does not run: what its filters match is lost."""
+    why, name, pair = str(row.get("why") or ""), str(row.get("vm")), row.get("queue") or 0
+    if row.get("queue_id") is None or row.get("life") != "Running" or "has not enabled queue pair" not in why:
+        return
+    lost = (row.get("drops") or {}).get("to_guest_not_running", 0)
+    yield found(
+        f"VM {name}",
+        Evidence(f"vmq show queues: state of queue {pair}", str(row.get("state")), "running"),
+        Evidence("vmq show queues: drops", f"{lost} to_guest_not_running", "none"),
+        vms=(name,),
+        severity="error" if lost else None,
+        why=f"Receive queue {row['queue_id']} of {row.get('owner')} is in effect; its guest has not enabled it.",
+        fix=Fix(f"In the guest: ethtool -L DEVICE combined {pair + 1}; or free the receive queue"),
+    )
+
+
 def _settings(row: Row) -> Iterator[Row]:
     """What a row tells as requested, effective and why: a list of settings, fields of that form, or two tables."""
     yield from row.get("settings") or ()
@@ -116,9 +133,9 @@ def _setting(view: str, row: Row, setting: Row) -> Iterator[Outcome]:
     """One setting with requested, effective and why. What nobody asked for has no requested value."""
     asked, effective, why = setting.get("requested"), setting.get("effective"), str(setting.get("why") or "")
     name, key = str(row.get("name") or row.get("vm") or row.get("cpu")), str(setting.get("name"))
-    if asked is None or asked == effective or key in OTHERS or LATER in why:
+    if asked is None or asked == effective or key in OTHERS | SAID:
         return
-    if row.get("own_queue") is False and view == "vms":  # what follows from that is said with it
+    if row.get("own_queue") is False and view == "vms" and key != "filters":  # what follows is said with it
         return
     noun = {"vms": "VM", "queues": "VM", "uplinks": "uplink", "processors": "processor"}[view]
     yield found(
@@ -130,38 +147,10 @@ def _setting(view: str, row: Row, setting: Row) -> Iterator[Outcome]:
     )
 
 
-def _not_in_this_version(see: Situation) -> Iterator[Outcome]:
-    """What no version of this number does is said once, not for each VM."""
-    counted = Counter(
-        (
-            view,
-            str(one.get("name")),
-            str(one.get("requested")),
-            str(one.get("effective")),
-            str(one.get("why")),
-        )
-        for view in VIEWS_WITH_SETTINGS
-        for row in see.rows(view) or ()
-        for one in _settings(row)
-        if LATER in str(one.get("why")) and one.get("requested") not in (None, one.get("effective"))
-    )
-    if counted:
-        yield found(
-            "this version",
-            *(
-                Evidence(
-                    f"vmq show {view} --json: settings, {key}", f"{got}, for {count}", f"requested {asked}"
-                )
-                for (view, key, asked, got, _), count in counted.items()
-            ),
-            severity="note",
-            why=sentence("; ".join(dict.fromkeys(why for *_, why in counted))),
-            fix=Fix("None in this version"),
-        )
-
-
 def _override(key: str, effective: Any, why: str) -> str:
     """The command that brings about what was asked for, or accepts what is."""
+    if key == "filters":
+        return "vmq filter clear FILTER, if it shall not; else take the address from mac of the VM"
     if "rmem_max" in why:
         return "Give vmq run CAP_NET_ADMIN, or: sysctl -w net.core.rmem_max=BYTES; then restart vmq run"
     return f"Correct what the reason names and restart vmq run; or accept it: set {key} to {effective}"

@@ -234,7 +234,7 @@ class Changes:
             vm.home.change(vm)
         except ApiError as error:
             vm.reconfigure(before)
-            vm.home.change(vm)
+            vm.home.follow(vm)
             raise ConfigError(f"{self.engine.where}: [vm.{name}]", error.wrong, error.remedy) from error
 
     def _forget_learned(self, vm: Vm) -> None:

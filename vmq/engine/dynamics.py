@@ -105,6 +105,8 @@ class Dynamics:
             vm.fail(str(error), error.remedy)
             return
         vm.cpu, self.engine.places[vm.name] = cpu, Place(cpu, why)
+        vm.home.effects.spread(vm)
+        self.engine.publish()
         self.engine.journal.tell("moved", vm=vm.name, processor=cpu, before=before, why=why)
 
     # --- scarce receive queues ---------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from vmq.uplink import Uplink
 from vmq.worker import Worker, link_rings, unmap_rings
 
 TICK_SECONDS = 0.05
+GENERATIONS = 1 << 31  # what a parcel has room for
 EVENTS_PAUSE_SECONDS = 0.01  # between two looks at what workers tell
 PENALTY_SECONDS = 10.0  # for a front-end that made a processor wait
 LOG = logging.getLogger("vmq")
@@ -67,12 +68,16 @@ class Engine:
         self.failed: Callable[[BaseException], None] = _say
         self._tick: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
+        self.closing = False
         self.paused = False  # True: no lane receives yet
         self.default = 0  # the worker of the default queue
         self.changes, self.mover, self.dynamics = Changes(self), Mover(self), Dynamics(self)
         self.proving, self.guarding = Proving(self), Guarding(self)
         self.queues: dict[str | None, UplinkQueues] = {None: UplinkQueues(self, None, None)}  # by uplink
         self._generations = itertools.count(1)
+        self.afterwards: list[
+            Callable[[], None]
+        ] = []  # to be done when all processors have adopted the next version
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -89,6 +94,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop everything and give everything back. It does not fail."""
+        self.closing = True
         self.proving.cancel()
         try:
             for name in list(self.vms):
@@ -142,7 +148,7 @@ class Engine:
 
     def generation(self) -> int:
         """One that no receive queue has had."""
-        return next(self._generations)
+        return next(self._generations) % GENERATIONS
 
     # --- tables --------------------------------------------------------------------------------------------
 
@@ -168,6 +174,8 @@ class Engine:
             self.failed(problem)
             raise
         self.publisher.reclaim()
+        while self.afterwards:
+            self.afterwards.pop()()
         for name, opened in self.uplinks.items():
             opened.uplink.follow(
                 {mac for vm in self.vms.values() if vm.config.uplink == name for mac in vm.macs}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from vmq.abi.ethernet import mac_number, mac_text
 from vmq.config.forms import cpu_text
-from vmq.errors import ApiError
 from vmq.qmp import Follower, Note, RxFilter, Wanted, pick, wanted
 
 if TYPE_CHECKING:
@@ -99,20 +98,15 @@ class Following:
         had = self._vm.macs
         self._judge()
         if set(self._vm.macs) != set(had):
-            self._install(had)
+            self._vm.home.follow(self._vm)
             self._tell(had)
             self._vm.engine.publish()
 
-    def _install(self, had: tuple[int, ...]) -> None:
-        """Set and clear the filters; what cannot be set, because it quarrels with another's filter, is refused."""
-        vm = self._vm
-        try:
-            vm.home.follow(vm)
-        except ApiError as error:
-            fit = tuple(mac for mac in self.addresses if mac in had)
-            new = [(mac, error.wrong) for mac in self.addresses if mac not in had]
-            self.wanted = replace(self.wanted, followed=fit, refused=(*self.wanted.refused, *new))
-            vm.home.follow(vm)
+    def forget(self, mac: int, why: str) -> None:
+        """It cannot be a filter: it quarrels with another's."""
+        if mac in self.addresses:
+            fit = tuple(one for one in self.addresses if one != mac)
+            self.wanted = replace(self.wanted, followed=fit, refused=(*self.wanted.refused, (mac, why)))
 
     def _judge(self) -> None:
         """Decide about the last list."""

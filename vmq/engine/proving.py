@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PAIRS = 16
 FRAMES = 2000
 SLICE_SECONDS = 0.25
+SWITCH_SECONDS = 2.0  # a guest that takes nothing keeps its queue on its way
 PAUSE_SECONDS = 0.005  # after a switch: what was under way is through; and between two looks at a counter
 ORDER = (Path.OWN, Path.PLAIN, Path.PLAIN, Path.OWN)
 
@@ -97,10 +98,14 @@ class Proving:
             proof.verdict = judge(proof.samples, pairs_min=min(proof.wanted // 2, PAIRS - 1))
         except _Gone:
             proof.wrong = f"{vm.name} went away in the middle"
+        except _Stuck:
+            proof.wrong = f"frames of {vm.name} wait for its guest, which posts no buffers"
         finally:
             publisher.timed = False
             if self.there(vm):
                 self.switch(vm, self.engine.guarding.path(vm))
+            elif not self.engine.closing:
+                self.engine.publish()
 
     def there(self, vm: Vm) -> bool:
         """Whether it is still served, and has a receive queue of its own."""
@@ -116,12 +121,14 @@ class Proving:
     async def _take(self, vm: Vm, path: Path) -> None:
         """The way is in force when this returns."""
         self.switch(vm, path)
-        while True:
+        deadline = time.monotonic() + SWITCH_SECONDS
+        while time.monotonic() < deadline:
             await asyncio.sleep(PAUSE_SECONDS)
             if not self.there(vm):
                 raise _Gone
             if vm.queues[0].former < 0:
                 return
+        raise _Stuck
 
     async def _sample(self, vm: Vm, path: Path) -> Sample:
         frames, work, deadline = sum(vm.traffic()), self._work(), time.monotonic() + SLICE_SECONDS
@@ -138,3 +145,7 @@ class Proving:
 
 class _Gone(Exception):
     """The VM, or its receive queue."""
+
+
+class _Stuck(Exception):
+    """It does not come to the other way."""

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmq.abi.ethernet import mac_text
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
 from vmq.dataplane.state import NONE, TO_DEFAULT_QUEUE, TO_DROP_QUEUE
-from vmq.errors import VmqError
+from vmq.errors import ApiError, VmqError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 from vmq.filters.compiled import Arranger, rows
 from vmq.publisher import FilterEntry
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vmq.engine.engine import Engine
     from vmq.engine.vm import Vm
 
-QUEUES_MAX = 1024
+QUEUES_MAX = 4096  # of an uplink: more than there can be VMs
 LOCKED_MEMORY = 1 << 40  # frames are copied into guest memory: nothing is locked
 NOWHERE = {DEFAULT_QUEUE: TO_DEFAULT_QUEUE, DROP_QUEUE: TO_DROP_QUEUE}
 
@@ -88,7 +89,9 @@ class TableEffects:
 
     def _free_pair(self, vm: Vm) -> int:
         taken = {0, *(one.pair for one in self.bound.values() if one.vm is vm)}
-        free = sorted(set(range(vm.config.queue_pairs)) - taken)
+        free = sorted(
+            set(range(vm.config.queue_pairs)) - taken, key=lambda pair: (pair not in vm.running, pair)
+        )
         if not free:
             wrong = f"all {vm.config.queue_pairs} queue pairs of {vm.name} are taken"
             raise VmqError(wrong, f"raise queue_pairs of [vm.{vm.name}]")
@@ -99,9 +102,20 @@ class TableEffects:
         one.vm.moderate(one.pair, 0, 0)
 
     def start(self, queue: int) -> None:
-        if queue in self.bound:
-            one = self.bound[queue]
-            self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+        if queue not in self.bound:
+            return
+        one = self.bound[queue]
+        if queue in self.first and (
+            self.engine.guarding.fallen(one.vm) or self.engine.proving.busy == one.vm.name
+        ):
+            return  # its way is somebody else's to choose
+        self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+
+    def spread(self, vm: Vm) -> None:
+        """Queue pairs of a VM that no receive queue has, only sent on, follow its processor."""
+        taken = {one.pair for one in self.bound.values() if one.vm is vm} | {0}
+        for pair in set(range(vm.config.queue_pairs)) - taken:
+            self.engine.mover.move(vm, pair, self.engine.worker_of(vm.cpu), shared=False)
 
     def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
         self._arranger.change({name: (kept, self.target(name)) for name, kept in filters.items()})
@@ -136,12 +150,14 @@ class TableEffects:
         one = self.bound[queue]
         one.worker = self.engine.worker_of(grant.processor)
         one.vm.moderate(one.pair, parameters.moderation.indications, parameters.moderation.frames)
-        self.engine.publish()
         if not one.vm.queues[one.pair].shared:
             self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+        self.engine.publish()
 
     def clear_counters(self, queue: int) -> None:
-        if queue in self.bound:
+        if queue in self.first:
+            self.first[queue].clear_counters(0)
+        elif queue in self.bound:
             self.bound[queue].vm.clear_counters(self.bound[queue].pair)
 
 
@@ -173,6 +189,7 @@ class UplinkQueues:
         values = {"name": vm.name, "vm": vm.name, **self._wishes(vm)}
         vm.queue_id = self.contract.allocate(CONFIG, values)
         self.effects.first[vm.queue_id] = vm
+        self.effects.spread(vm)
         self.follow(vm)
 
     def _wishes(self, vm: Vm) -> dict[str, Any]:
@@ -181,8 +198,10 @@ class UplinkQueues:
         return {"processor": vm.cpu, "weight": vm.config.weight, "moderation": moderation}
 
     def change(self, vm: Vm) -> None:
-        """The configuration says something else now."""
+        """The configuration says something else now. What may be refused comes first."""
+        self.follow(vm)
         self.contract.set_parameters(CONFIG, vm.queue_id, self._wishes(vm))
+        self.effects.spread(vm)
         if vm.config.weight == 0 and self.owns(vm):
             self.give_up(vm, "weight 0 asks for no receive queue of its own")
         self.follow(vm)
@@ -196,10 +215,20 @@ class UplinkQueues:
         try:
             for mac, one in wanted.items():
                 if mac not in kept:
-                    vm.filters[mac] = self.contract.set_filter(CONFIG, vm.queue_id, one), one
+                    self._set(vm, mac, one)
         finally:  # when one is refused, those before it are there, and told as such
             for number in gone:
                 self.contract.clear_filter(CONFIG, number)
+
+    def _set(self, vm: Vm, mac: int, one: Filter) -> None:
+        """An address of the configuration is refused to who asks; one that the guest has come by is forgotten."""
+        try:
+            vm.filters[mac] = self.contract.set_filter(CONFIG, vm.queue_id, one), one
+        except ApiError as error:
+            if vm.source(mac) == "config":
+                raise
+            vm.forget(mac, error.wrong)
+            vm.fail(f"{mac_text(mac)}: {error.wrong}", error.remedy)
 
     def complete(self, vms: Iterable[Vm] | None = None) -> None:
         """Give VM ports without a receive queue of their own one each, as far as they go: by weight, then in order."""
@@ -222,8 +251,8 @@ class UplinkQueues:
         self._lack(vm, why)
         self.contract.withdraw([before])
         vm.filters = {}
-        self.add(vm)
         del self.effects.first[before]
+        self.add(vm)
 
     def id_of(self, vm: Vm, pair: int) -> int | None:
         """The receive queue of a queue pair, if it has one in the contract."""

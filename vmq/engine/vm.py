@@ -147,7 +147,7 @@ class Vm:
 
     def follow(self, session: Session, mappings: dict[Region, Mapping]) -> dict[int, int]:
         """See `vhost.connection.Owner`."""
-        before = self.rings.started
+        before, entries = self.rings.started, dict(self.rings.entries)
         regions = [mappings[region] for region in session.regions]
         self._regions = tuple(sorted((one.region.gpa, one.region.size, one.host) for one in regions))
         if session.started and not before:
@@ -155,6 +155,10 @@ class Vm:
         self.rings.follow(session, mappings)
         self.engine.publish()
         self.rings.watch()
+        for index in before - self.rings.started:
+            ring = entries[index // 2][0]
+            if index % 2 == 0 and self.rings.state(index)["owed"] and ring.call_fd >= 0:
+                self.engine.watchdog.call(ring.call_fd)  # an indication that nobody would make any more
         self._tell_state()
         return {index: int(self.rings.state(index)["next_avail"]) for index in before - self.rings.started}
 
@@ -208,7 +212,16 @@ class Vm:
     def moderate(self, pair: int, indications: int, frames: int) -> None:
         """So many indications a second, and one more for every so many frames that wait; 0: no limit of that kind."""
         gap = 10**9 // indications if indications else 0
-        self.queues[pair] = replace(self.queues[pair], gap=gap, gather=frames)
+        before = self.queues[pair]
+        self.queues[pair] = replace(before, gap=gap, gather=frames)
+        if (before.gap or before.gather) and not (gap or frames):
+            self.engine.afterwards.append(lambda: self._call(pair))  # an indication may be owed
+
+    def _call(self, pair: int) -> None:
+        """Let the driver of a receive queue look, whether there is something or not."""
+        ring = self.rings.entries.get(pair, (RingEntry(),))[0]
+        if ring.running and ring.call_fd >= 0:
+            self.engine.watchdog.call(ring.call_fd)
 
     def traffic(self) -> tuple[int, int]:
         """Frames that were for its guest, and frames from it, since it is there."""
@@ -287,6 +300,11 @@ class Vm:
         self.learned.append(mac)
         self.engine.journal.tell("learned", vm=self.name, mac=mac_text(mac))
         return True
+
+    def forget(self, mac: int, why: str) -> None:
+        """An address that its guest has come by cannot be its filter."""
+        self.learned = [one for one in self.learned if one != mac]
+        self.following.forget(mac, why)
 
     def fail(self, what: str, remedy: str) -> None:
         """Remember the last error, and log it, unless that would repeat or flood."""
