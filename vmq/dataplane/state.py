@@ -22,9 +22,7 @@ BURST = 64  # frames a round takes from one source at most
 FRAMES = 256  # rows for frames: a segmented super-frame makes many of one
 PIECES = 8192  # scattered parts of the frames of one round
 CHAIN_MAX = 1024  # descriptors of one indirect table; direct chains are bounded by the queue size
-HEAD = (
-    64  # bytes of a guest's frame copied once before they are checked; what is checked is what is delivered
-)
+HEAD = 64  # bytes of a guest's frame that are copied once: they are checked, and they are delivered
 HEAD_STRIDE = 128  # room for HEAD and the alignment of its cache line
 # Descriptors that one receive queue may make a round walk. 64 frames of 9000 bytes into buffers of 64 bytes take 9024;
 # chains of empty descriptors would otherwise cost a neighbour seconds.
