@@ -88,6 +88,14 @@ def test_queues() -> None:
     )
 
 
+def test_a_receive_queue_that_is_not_in_effect_has_its_reason_below() -> None:
+    """A queue pair that is nobody's receive queue has no reason to give."""
+    row = {"vm": "web", "queue": 1, "queue_id": 7, "why": "the guest has not enabled queue pair 1"}
+
+    assert show.text("queues", [row]).splitlines()[2:] == ["    why: the guest has not enabled queue pair 1"]
+    assert show.text("queues", [row | {"queue_id": None}]).splitlines()[2:] == []
+
+
 def test_filters() -> None:
     """Untagged is a word, not a number; so is any VLAN."""
     rows: list[dict[str, Any]] = [

@@ -106,6 +106,7 @@ TO_A = equal(Field.MAC_DESTINATION, mac_number(MACS[0]))
 TO_V = equal(Field.MAC_DESTINATION, mac_number(MACS[2]))
 FROM_B = equal(Field.MAC_SOURCE, mac_number(MACS[1]))
 IP = equal(Field.ETHERTYPE, 0x0800)
+GROUP = "ff:ff:ff:ff:ff:ff"
 ZERO = Flag.VLAN_UNTAGGED_OR_ZERO
 
 
@@ -115,8 +116,8 @@ ZERO = Flag.VLAN_UNTAGGED_OR_ZERO
         (MACS[0], "b", Filter((TO_A,), 5), True, False),
         (MACS[0], "b", Filter((TO_A,), 5, ZERO), True, False),
         (MACS[0], "b", Filter((TO_A, FROM_B), 5), True, False),
-        (MACS[0], "b", Filter((equal(Field.PACKET_TYPE, PacketType.UNICAST),), 5), True, False),
-        (MACS[0], "b", Filter((equal(Field.PACKET_TYPE, PacketType.MULTICAST),), 5), False, False),
+        (MACS[0], "b", Filter((ANY, equal(Field.PACKET_TYPE, PacketType.UNICAST)), 5), True, False),
+        (MACS[0], "b", Filter((ANY, equal(Field.PACKET_TYPE, PacketType.MULTICAST)), 5), False, False),
         (MACS[0], "b", Filter((TO_V, IP), 5), False, False),
         (MACS[0], "b", Filter((TO_A, equal(Field.VLAN_ID, 7)), 5), False, False),
         (MACS[0], "b", Filter((TO_A, equal(Field.PRIORITY, 3)), 5), False, False),
@@ -126,7 +127,7 @@ ZERO = Flag.VLAN_UNTAGGED_OR_ZERO
         (MACS[2], "w", Filter((TO_V, equal(Field.VLAN_ID, 7)), 5), True, False),
         (MACS[2], "w", Filter((TO_V, equal(Field.PRIORITY, 3)), 5), False, True),
         (MACS[2], "w", Filter((TO_V,), 5, ZERO), False, False),
-        ("ff:ff:ff:ff:ff:ff", "b", Filter((equal(Field.PACKET_TYPE, PacketType.BROADCAST),), 5), True, False),
+        (GROUP, "b", Filter((ANY, equal(Field.PACKET_TYPE, PacketType.BROADCAST)), 5), True, False),
     ],
 )
 def test_what_addresses_and_tag_decide_is_decided(

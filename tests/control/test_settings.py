@@ -13,6 +13,7 @@ import pytest
 from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, until
 from vmq.abi.ethernet import mac_number
 from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
+from vmq.doctor import Facts, Situation, rules_queues
 from vmq.filters import Field, FieldTest, Filter, Kind
 
 LAN = msgspec.structs.replace(NO_FRAMES, queues=1, mtu=1400)
@@ -147,3 +148,25 @@ def test_unknown_frames_come_from_other_vms_only_where_the_device_chooses(
     assert (a["requested"], a["effective"]) == ("broadcast, unknown", "broadcast, unknown from other VMs")
     assert a["why"] == "lan asks its device for the addresses of its VMs only: set its promiscuous"
     assert (b["why"], c["why"]) == ("", "")
+
+
+def test_the_doctor_finds_nothing_where_nothing_is_wrong_and_an_address_that_is_taken(running: Running):
+    """Defaults and hints that are not in effect are settings, and no findings."""
+    running.configure(
+        {"lan": NO_FRAMES}, a=running.vm("a", 1, uplink="lan"), b=running.vm("b", 2, queue_pairs=2)
+    )
+    contract = running.engine.contracts[""]
+    mine = running.do(contract.allocate, "x", {"vm": "b", "moderation": {"indications": 7001}})
+    running.do(contract.allocation_complete, "x", [mine])
+
+    def not_in_effect() -> list[str]:
+        shown = {view: running.show(view) for view in ("vms", "queues", "uplinks", "processors")}
+        outcomes = rules_queues.not_in_effect(Situation(Facts(), None, shown))
+        return [one.why for one in outcomes if one.status == "found"]
+
+    with running.guest("a"), running.guest("b", queues=2):
+        until(lambda: [row["queues_running"] for row in running.show("vms")] == [1, 2])
+        assert not_in_effect() == []
+        to_a = FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MACS[0]))
+        number = running.do(running.engine.contracts["lan"].set_filter, "x", DROP_QUEUE, Filter((to_a,), 5))
+        assert not_in_effect() == [f"filter {number} of owner x (priority 5) takes all frames to {MACS[0]}"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, exchange, frame, until
+from vmq.abi.ethernet import mac_number
 from vmq.cli.show import COLUMNS, text
 from vmq.contract import DROP_QUEUE
 from vmq.control.views import drops, show
@@ -20,6 +21,7 @@ from vmq.dataplane import state
 from vmq.errors import ApiError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 
+TO_NOBODY = FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MACS[90]))
 VIEWS = ("vms", "queues", "filters", "uplinks", "processors")
 
 
@@ -115,8 +117,7 @@ def test_a_receive_queue_that_the_guest_has_not_enabled_says_what_is_lost(runnin
     asked = {"vm": "b", "weight": 40, "moderation": {"indications": 3000, "frames": 8}}
     number = running.do(contract.allocate, "x", asked)
     running.do(contract.allocation_complete, "x", [number])
-    kind = FieldTest(Field.ETHERTYPE, Kind.EQUAL, 0x9000)
-    running.do(contract.set_filter, "x", number, Filter((kind,), 5))
+    running.do(contract.set_filter, "x", number, Filter((TO_NOBODY,), 5))
 
     def row(index: int) -> dict[str, Any]:
         return next(row for row in running.show("queues") if (row["vm"], row["queue"]) == ("b", index))
@@ -143,10 +144,8 @@ def test_a_receive_queue_that_the_guest_has_not_enabled_says_what_is_lost(runnin
     [(None, Flag(0), "any"), (7, Flag(0), 7), (None, Flag.VLAN_UNTAGGED_OR_ZERO, None)],
 )
 def test_a_filter_says_which_vlans_it_takes(running: Running, vlan: int | None, flags: Flag, shown: Any):
-    tests = (FieldTest(Field.ETHERTYPE, Kind.EQUAL, 0x9000),)
-    if vlan is not None:
-        tests += (FieldTest(Field.VLAN_ID, Kind.EQUAL, vlan),)
-    running.do(running.engine.contracts["lan"].set_filter, "x", DROP_QUEUE, Filter(tests, 5, flags))
+    tests = [TO_NOBODY] if vlan is None else [TO_NOBODY, FieldTest(Field.VLAN_ID, Kind.EQUAL, vlan)]
+    running.do(running.engine.contracts["lan"].set_filter, "x", DROP_QUEUE, Filter(tuple(tests), 5, flags))
 
     (row,) = [row for row in running.show("filters") if row["source"] == "x"]
     assert (row["vlan"], row["priority"], row["queue"]) == (shown, 5, "drop")

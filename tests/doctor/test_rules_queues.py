@@ -87,9 +87,9 @@ def test_a_field_that_has_both_is_a_setting_too() -> None:
 
     found = only(not_in_effect(see("", None, vms=[row("running", way=asked)])))
     assert (found.vms, found.why) == (("web",), "the uplink has no queue for each VM")
-    assert statuses(
-        not_in_effect(see("", None, vms=[row("running", way=asked | {"requested": None})]))
-    ) == ["clear"]
+    assert statuses(not_in_effect(see("", None, vms=[row("running", way=asked | {"requested": None})]))) == [
+        "clear"
+    ]
 
 
 def test_tables_of_what_was_asked_for_and_what_is_in_force() -> None:
@@ -143,7 +143,7 @@ def pair(**more: Any) -> dict[str, Any]:
 def test_a_receive_queue_that_the_guest_has_not_enabled_is_found() -> None:
     """An error once it has lost frames."""
     found = only(not_in_effect(see("", None, vms=[], queues=[pair()])))
-    assert (found.subject, found.severity) == ("VM web", "note")
+    assert (found.subject, found.severity) == ("VM web", None)
     assert "ethtool -L DEVICE combined 2" in found.fix.command
 
     lost = only(not_in_effect(see("", None, vms=[], queues=[pair(drops={"to_guest_not_running": 3})])))

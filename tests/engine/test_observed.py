@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.running import Running, frame, until
 from vmq.dataplane import state
-from vmq.engine.observed import Capture
+from vmq.engine.observed import Capture, Observed
 from vmq.guest.guest import Guest
 from vmq.publisher import RingEntry
 
@@ -56,11 +56,20 @@ def test_captures_end_in_any_order(tmp_path: Path, order: tuple[int, ...]):
             for place, number in enumerate(order):
                 send(one, other, 2)
                 left = [captures[index] for index in order[place:]]
-                wanted = [2 * (place + 1)] * len(left)  # counted after the guest was told
-                until(lambda left=left, wanted=wanted: [capture.kept for capture in left] == wanted)
+                for capture in left:
+                    until_kept(capture, 2 * (place + 1))
                 running.do(captures[number].close)
                 running.do(captures[number].close)
             send(one, other, 1)
+
+
+def until_kept(capture: Capture, count: int) -> None:
+    """It is counted after the guest was told."""
+    until(lambda: capture.kept == count)
+
+
+def until_measured(observed: Observed, count: int) -> None:
+    until(lambda: int(observed.latencies()["bins"].sum()) == count)
 
 
 def test_memory_is_given_back(tmp_path: Path):
@@ -83,7 +92,7 @@ def test_a_measurement_that_begins_anew_begins_at_nothing(tmp_path: Path):
             for count in (3, 2):
                 running.do(lambda: observed.measure(on=True))
                 send(one, other, count)
-                until(lambda count=count: int(observed.latencies()["bins"].sum()) == count)
+                until_measured(observed, count)
             running.do(lambda: observed.measure(on=False))
             send(one, other, 1)
             assert int(observed.latencies()["bins"].sum()) == 2

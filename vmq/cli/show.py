@@ -5,8 +5,8 @@ One question to the engine, one table or one list of JSON. The columns are a sel
 field. The words are the same in both, and drops stand by name, never as a bare sum.
 
 A VM that is not connected, has a last error, learns addresses or sends from an address that is not its own
-has a note below its row. Both words for the direction of its socket are given: vmq's, and what QEMU is
-(libvirt's mode).
+has a note below its row, and so has a receive queue that is not in effect. Both words for the direction of a
+VM's socket are given: vmq's, and what QEMU is (libvirt's mode).
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def _notes(row: Row) -> Iterator[str]:
         yield f"mode: {mode} (QEMU is the {QEMU_IS[mode]})"
     if row.get("learned"):
         yield f"learned: {', '.join(map(str, row['learned']))}"
+    if row.get("queue_id") is not None and row.get("why"):
+        yield f"why: {row['why']}"
     if isinstance(row.get("following"), dict):
         yield from _following(row["following"])
     if row.get("spoofed_mac"):

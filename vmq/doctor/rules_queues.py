@@ -2,9 +2,9 @@
 """D06, D09, D24, D33: what was asked for is not what is in effect.
 
 The oldest complaint about VMQ is that it says "enabled" and does nothing. Here a receive queue that a VM asked for and
-does not have is always found, with the engine's own reason, and so is every setting whose effective value is not the
-requested one. What the engine would refuse at its start is found before it: too many queues, a socket that QEMU looks for
-elsewhere, both sides waiting for the other to call.
+does not have is always found, with the engine's own reason, and so is every setting that somebody asked for and whose
+effective value is another. What the engine would refuse at its start is found before it: too many queues, a socket
+that QEMU looks for elsewhere, both sides waiting for the other to call.
 """
 
 from __future__ import annotations
