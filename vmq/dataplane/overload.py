@@ -35,7 +35,6 @@ from vmq.dataplane.state import (
 from vmq.dataplane.to_guest import deliver
 from vmq.jit import at, int64, kernel
 
-
 KEEP_MAX = 4096
 
 
