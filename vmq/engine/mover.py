@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 0.005
 PAUSE_SECONDS = 0.00002
+LATE_SECONDS = 0.25  # a guest that takes nothing for so long is not merely slow
 AT_ONCE, EVERY = 512, 1 << 20  # parcels that are looked at while control waits, and with the tick
 
 
@@ -79,6 +80,7 @@ class Journey:
     pair: int
     marks: list[Mark]
     then: tuple[int, bool] | None = None
+    since: float = field(default_factory=time.monotonic)
 
     def arrived(self, *, most: int = EVERY) -> bool:
         """Nothing of it lies before a mark, nor waits for buffers: that may have gone behind one (overload.py)."""
@@ -150,7 +152,12 @@ class Mover:
         """Let those go on that have arrived."""
         for journey in list(self._under_way.values()):
             self._end(journey)
-        late = [one for one in self._under_way.values() if not one.vm.queues[one.pair].late]
+        now = time.monotonic()
+        late = [
+            one
+            for one in self._under_way.values()
+            if now - one.since > LATE_SECONDS and not one.vm.queues[one.pair].late
+        ]
         for one in late:
             one.vm.queues[one.pair] = replace(one.vm.queues[one.pair], late=True)
         if late:
