@@ -14,6 +14,7 @@ them, before they fill a ring that is others', too. A queue that nobody has star
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 0.005
 PAUSE_SECONDS = 0.00002
+SOON_SECONDS = 0.001
 LATE_SECONDS = 0.25  # a guest that takes nothing for so long is not merely slow
 AT_ONCE, EVERY = 512, 1 << 20  # parcels that are looked at while control waits, and with the tick
 
@@ -120,6 +122,18 @@ class Mover:
         while not journey.arrived(most=AT_ONCE) and time.monotonic() < deadline:
             time.sleep(PAUSE_SECONDS)
         self._end(journey, most=AT_ONCE)
+        self._soon()
+
+    def _soon(self) -> None:
+        """Look again before the next tick, while somebody is on his way who is merely slow."""
+        now = time.monotonic()
+        if any(now - journey.since < LATE_SECONDS for journey in self._under_way.values()):
+            asyncio.get_running_loop().call_later(SOON_SECONDS, self._look_soon)
+
+    def _look_soon(self) -> None:
+        for journey in list(self._under_way.values()):
+            self._end(journey, most=AT_ONCE)
+        self._soon()
 
     def _marks(self, vm: Vm, pair: int, former: int) -> Iterator[Mark]:
         rings, most = self.engine.segment.rows["rings"], state.MAX_WORKERS
