@@ -53,6 +53,7 @@ def cannot_run() -> dict[str, bool]:
         "needs TUN": not Path("/dev/net/tun").exists(),
         "needs AF_XDP": not _has_af_xdp(),
         "needs hugepages": not Path("/sys/kernel/mm/hugepages/hugepages-2048kB").exists(),
+        "needs VLAN devices": not Path("/proc/net/vlan").exists(),
         "needs two processors": len(os.sched_getaffinity(0)) < 2,
     }
 

@@ -15,8 +15,9 @@ from tests.engine.running import PATIENCE, Running, exchange, frame, until
 from vmq.dataplane import state
 from vmq.engine import mover
 from vmq.guest.guest import Guest
-from vmq.jit import at
+from vmq.jit import INTERPRETED, at
 
+TURNS = 6 if INTERPRETED else 60
 WINDOW = 512  # frames under way: no more than the guests have buffers for
 TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
 pytestmark = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
@@ -69,7 +70,7 @@ def test_a_queue_that_moves_under_load_loses_and_overtakes_nothing(running: Runn
     vm = running.engine.vms["a"]
     with running.guest("a", size=1024) as a, running.guest("b", size=1024) as b:
         both_ways(
-            a, b, lambda turn: running.do(lambda: move(running, "a", turn % 2, shared=turn % 3 == 0)), 60
+            a, b, lambda turn: running.do(lambda: move(running, "a", turn % 2, shared=turn % 3 == 0)), TURNS
         )
         assert running.show("vms", "a")["drops"] == running.show("vms", "b")["drops"] == {}
         until(lambda: vm.queues[0].former == state.NONE)

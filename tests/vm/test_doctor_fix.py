@@ -175,7 +175,7 @@ def test_d12_a_vlan_device_that_takes_the_tag_off(wire: Wire) -> None:
         "ip", "link", "add", "link", "v0", "name", "v0.10", "type", "vlan", "id", "10", check=False
     )
     if made:
-        pytest.skip(f"this kernel has no VLAN devices: {made.strip()}")
+        pytest.skip("needs VLAN devices")
     wire.write('kind = "packet"\ndevice = "v0.10"\n', "vlan = 10\n")
 
     assert wire.cycle("D12", lambda: load(wire.file).vms["web"].vlan) == (10, None, 10)
