@@ -301,6 +301,7 @@ def test_the_command_writes_the_same_file_over_a_socket(tmp_path: Path):
 
 def send_when_captured(running: Running, one: Guest, other: Guest) -> list[bytes]:
     until(lambda: running.engine.vms["b"].observed.captures)
+    running.barrier()  # and the processors know
     frames = [frame(other.mac, one.mac, number) for number in range(20)]
     one.send(frames)
     assert other.receive(len(frames), PATIENCE) == frames
