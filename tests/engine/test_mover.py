@@ -232,3 +232,26 @@ def published(running: Running, number: int) -> tuple[int, int, int]:
     tables = at(int(running.engine.segment.engine["tables"]), 1, state.tables)[0]
     row = at(int(tables["queues"]), int(tables["queue_count"]), state.queue)[number]
     return int(row["worker"]), int(row["former"]), int(row["shared"])
+
+
+def test_however_many_are_on_their_way_control_has_one_timer(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """Each look is at all of them; it does not start another for each."""
+    monkeypatch.setattr(mover.Mark, "passed", lambda _, **__: False)
+    monkeypatch.setattr(mover, "PATIENCE_SECONDS", 0.0)
+    looks: list[float] = []
+    look = mover.Mover._look_soon
+
+    def counted(self: mover.Mover) -> None:
+        looks.append(time.monotonic())
+        look(self)
+
+    monkeypatch.setattr(mover.Mover, "_look_soon", counted)
+    monkeypatch.setattr(mover, "SOON_SECONDS", 0.02)
+    running.pair()
+    with running.guest("a"), running.guest("b"):
+        for name in "ab":
+            running.do(move, running, name, 1 - running.engine.vms[name].worker)
+        time.sleep(3 * mover.LATE_SECONDS)
+        assert 2 <= len(looks) <= mover.LATE_SECONDS / 0.02 + 4

@@ -100,6 +100,7 @@ class Mover:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._under_way: dict[tuple[int, int], Journey] = {}
+        self._timer: asyncio.TimerHandle | None = None  # one for all who are on their way
 
     def move(self, vm: Vm, pair: int, worker: int, *, shared: bool) -> None:
         """Let `worker` serve a receive queue, by itself or (`shared`) by its default queue, from the next version on."""
@@ -127,10 +128,12 @@ class Mover:
     def _soon(self) -> None:
         """Look again before the next tick, while somebody is on his way who is merely slow."""
         now = time.monotonic()
-        if any(now - journey.since < LATE_SECONDS for journey in self._under_way.values()):
-            asyncio.get_running_loop().call_later(SOON_SECONDS, self._look_soon)
+        young = any(now - journey.since < LATE_SECONDS for journey in self._under_way.values())
+        if young and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SOON_SECONDS, self._look_soon)
 
     def _look_soon(self) -> None:
+        self._timer = None
         for journey in list(self._under_way.values()):
             self._end(journey, most=AT_ONCE)
         self._soon()
@@ -144,9 +147,8 @@ class Mover:
                     head = int(at(address, 1, state.byte_ring)[0]["head"])
                     if owner == former:
                         yield Mark(address, head, "queue", vm.first_queue + pair)
-                    if (
-                        sender == former and not hold
-                    ):  # a guest's frames are in the others only where `kept` says so
+                    # A guest's frames are in the rings for sources that wait only where `kept` says so.
+                    if sender == former and not hold:
                         yield Mark(address, head, "source", vm.number)
 
     def _end(self, journey: Journey, *, most: int = EVERY) -> None:
