@@ -204,7 +204,6 @@ class UplinkQueues:
         self.effects.spread(vm)
         if vm.config.weight == 0 and self.owns(vm):
             self.give_up(vm, "weight 0 asks for no receive queue of its own")
-        self.follow(vm)
 
     def follow(self, vm: Vm) -> None:
         """A filter for each address of a VM port, and no others; new ones first, so that it never has none."""
