@@ -98,3 +98,15 @@ def test_a_reset_leaves_a_vm_on_the_way_that_the_guard_has_chosen(running: Runni
         running.do(running.engine.contracts[""].reset)
         assert vm.queues[0].shared
         assert running.engine.guarding.fallen(vm)
+
+
+def test_switching_the_guard_off_undoes_what_it_has_done(running: Running):
+    Measured(running, SLOWER)
+    running.configure(a=running.vm("a"))
+    vm = running.engine.vms["a"]
+    with running.guest("a"):
+        until(lambda: vm.queues[0].shared)
+        config = Config(engine=Engine(guard=False), vms={"a": running.vm("a")})
+        running.do(running.engine.reconfigure, config)
+        until(lambda: not vm.queues[0].shared)
+        assert running.engine.guarding.fallen(vm) == ""

@@ -70,7 +70,8 @@ class Dynamics:
             return
         self._due = now + LOOK_SECONDS
         self.readings.read(now)
-        self.engine.guarding.look(now)
+        rates = {name: sum(counts) / self.readings.elapsed for name, counts in self.readings.frames.items()}
+        self.engine.guarding.look(now, rates)
         if self.engine.config.engine.placement == "dynamic":
             self._balance(now)
         for name in self.engine.uplinks:

@@ -8,7 +8,7 @@ that doubles with every fall (vmq/dynamic/guard.py decides).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vmq.dynamic import Guard, Path
@@ -28,7 +28,6 @@ class Guarding:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._asked: Proof | None = None  # what is being measured for a guard
-        self._counts: dict[str, tuple[float, int]] = {}  # when frames were counted, and how many
 
     def path(self, vm: Vm) -> Path:
         """The way that is in force for a VM."""
@@ -38,23 +37,28 @@ class Guarding:
         """Why a VM does not use its own receive queue; empty if it does."""
         return f"the guard: {vm.guard.why}" if vm.guard is not None and vm.guard.path is Path.PLAIN else ""
 
-    def look(self, now: float) -> None:
-        """Once a second: hear what was measured, and have measured who is due."""
+    def look(self, now: float, rates: Mapping[str, float]) -> None:
+        """Once a second: hear what was measured, and have measured who is due. `rates`: frames a second of each VM."""
+        if not self.engine.config.engine.guard:
+            self._release()
+            return
         if self._asked is not None and self._asked.verdict is not None:
             self._hear(self._asked, now)
-        busy = [vm for vm in self.engine.vms.values() if self._rate(vm, now) >= RATE_MIN]
-        if not self.engine.config.engine.guard or self.engine.proving.busy:
+        if self.engine.proving.busy:
             return
+        busy = [vm for name, vm in self.engine.vms.items() if rates[name] >= RATE_MIN]
         for vm, guard in self._due(busy, now):
             guard.due = now + EVERY_SECONDS  # should nothing come of it
             self._asked = self.engine.proving.start(vm.name)
             return
 
-    def _rate(self, vm: Vm, now: float) -> float:
-        frames = sum(vm.traffic())
-        then, before = self._counts.get(vm.name, (now, frames))
-        self._counts[vm.name] = now, frames
-        return (frames - before) / (now - then) if now > then else 0.0
+    def _release(self) -> None:
+        """The guard is switched off: what it has done is undone, and what it has asked for is not heard."""
+        self._asked = None
+        for vm in self.engine.vms.values():
+            fallen, vm.guard = self.fallen(vm), None
+            if fallen and self.engine.proving.there(vm):
+                self.engine.proving.switch(vm, Path.OWN)
 
     def _due(self, busy: list[Vm], now: float) -> Iterator[tuple[Vm, Guard]]:
         for vm in busy:
