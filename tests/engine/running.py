@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
+import pytest
 
 from vmq.config import AnyUplink, Config, Memory
 from vmq.config import Vm as VmConfig
@@ -25,7 +26,9 @@ from vmq.guest.guest import Guest
 T = TypeVar("T")
 PATIENCE = 20.0
 MACS = [f"52:54:00:00:00:{number:02x}" for number in range(1, 100)]
-FIRST_CPU = min(os.sched_getaffinity(0))
+TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
+FIRST_CPU = TWO_CPUS[0]
+two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
 
 
 def until(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
@@ -178,3 +181,13 @@ def exchange(one: Guest, other: Guest, count: int = 3) -> None:
 
 
 NO_FRAMES = Memory(count=0)
+
+
+def held(running: Running) -> tuple[Any, ...]:
+    """All that a front-end could make grow."""
+    return open_files(), guest_maps(), running.mappings()
+
+
+def gone(running: Running, *names: str) -> None:
+    """Wait until the front-ends of these VMs have hung up."""
+    until(lambda: all(running.show("vms", name)["state"] == "listening" for name in names))

@@ -18,11 +18,14 @@ from tests.engine.configs import configs
 from tests.engine.running import (
     MACS,
     NO_FRAMES,
+    TWO_CPUS,
     Running,
     exchange,
     frame,
-    guest_maps,
+    gone,
+    held,
     open_files,
+    two_processors,
     until,
 )
 from tests.test_topology import host, record
@@ -38,19 +41,7 @@ from vmq.placement import plan
 from vmq.topology import read
 from vmq.uplink.pcapfile import CaptureWriter
 
-TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
-two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
 FCOE = "0e:fc:00:00:00:00/24"
-BROADCAST = "ff:ff:ff:ff:ff:ff"
-
-
-def held(running: Running) -> tuple[Any, ...]:
-    """All that a front-end could make grow."""
-    return open_files(), guest_maps(), running.mappings()
-
-
-def gone(running: Running, *names: str) -> None:
-    until(lambda: all(running.show("vms", name)["state"] == "listening" for name in names))
 
 
 # --- reload -----------------------------------------------------------------------------------------------------

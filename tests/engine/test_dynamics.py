@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.engine.running import NO_FRAMES, PATIENCE, Running, exchange, frame, until
+from tests.engine.running import (
+    NO_FRAMES,
+    PATIENCE,
+    TWO_CPUS,
+    Running,
+    exchange,
+    frame,
+    two_processors,
+    until,
+)
 from vmq.config import Config, Engine
 from vmq.dynamic import Balancer, Marks, Scarce, Terms
 from vmq.engine import dynamics
 from vmq.guest.guest import Guest
 
-TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
-two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
 LAN = msgspec.structs.replace(NO_FRAMES, queues=1)
 
 

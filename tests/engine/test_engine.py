@@ -11,7 +11,6 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +21,9 @@ from tests.engine.running import (
     Running,
     exchange,
     frame,
+    gone,
     guest_maps,
+    held,
     open_files,
     until,
 )
@@ -32,21 +33,6 @@ from vmq.config import Memory
 from vmq.engine import engine as module
 from vmq.engine.engine import Engine
 from vmq.guest.guest import Guest
-
-TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
-two_processors = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
-FCOE = "0e:fc:00:00:00:00/24"
-BROADCAST = "ff:ff:ff:ff:ff:ff"
-
-
-def held(running: Running) -> tuple[Any, ...]:
-    """All that a front-end could make grow."""
-    return open_files(), guest_maps(), running.mappings()
-
-
-def gone(running: Running, *names: str) -> None:
-    until(lambda: all(running.show("vms", name)["state"] == "listening" for name in names))
-
 
 # --- guests -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.running import PATIENCE, Running, exchange, frame, until
+from tests.engine.running import PATIENCE, TWO_CPUS, Running, exchange, frame, until
 from vmq.dataplane import state
 from vmq.engine import mover
 from vmq.guest.guest import Guest
@@ -19,7 +18,6 @@ from vmq.jit import INTERPRETED, at
 
 TURNS = 6 if INTERPRETED else 60
 WINDOW = 512  # frames under way: no more than the guests have buffers for
-TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
 pytestmark = pytest.mark.skipif(len(TWO_CPUS) < 2, reason="needs two processors")
 
 

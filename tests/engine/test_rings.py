@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.engine.running import Running, exchange, until
+from tests.engine.running import TWO_CPUS, Running, exchange, until
 from vmq.dataplane import state
-
-TWO_CPUS = sorted(os.sched_getaffinity(0))[:2]
 
 
 @pytest.fixture
