@@ -431,3 +431,22 @@ def test_vmq_plan_says_what_the_engine_then_does(tmp_path: Path, monkeypatch: py
         ):
             rows = [{key: row[key] for key in keys} for row in running.show(what)]
             assert rows == [{key: row[key] for key in keys} for row in said[what]]
+
+
+def test_vms_swap_their_addresses_in_one_reload_and_have_them_back_when_it_fails(running: Running):
+    """Each is the other's from one version of the tables to the next; connected guests go on."""
+    running.pair()
+    vms = {"a": running.vm("a", 2), "b": running.vm("b", 1)}
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b)
+        Path(running.path("c")).write_text("mine")
+        with pytest.raises(HostError):
+            running.configure(**vms, c=running.vm("c", 3))
+        assert [len(running.engine.vms[name].filters) for name in "ab"] == [1, 1]
+        exchange(a, b)
+        running.configure(**vms)
+        a.mac, b.mac = b.mac, a.mac
+        exchange(a, b)
+        running.configure(b=running.vm("b", 2))
+        assert list(running.engine.vms["b"].filters) == [mac_number(MACS[1])]
+    assert not running.engine.vms["b"].queues[0].shared

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmq.abi.ethernet import mac_number
 from vmq.config import AnyUplink, Config
 from vmq.config import Vm as VmConfig
+from vmq.contract import CONFIG
 from vmq.dataplane import state
 from vmq.engine.plan import (
     Action,
@@ -71,6 +72,7 @@ class Changes:
         self._arrange(new)
         old, actions = self.engine.config, plan(self.engine.config, new)
         try:
+            self._free_addresses(new)
             for action in actions:
                 self._apply(action, new)
         except TimeoutError:
@@ -85,6 +87,16 @@ class Changes:
             ) from error
         self._in_force(new)
         return actions
+
+    def _free_addresses(self, new: Config) -> None:
+        """Clear the filters whose addresses are other VMs' from now on: VMs may swap them. Their frames go on."""
+        owners = {
+            (vm.uplink, vm.vlan, mac_number(mac)): name for name, vm in new.vms.items() for mac in vm.mac
+        }
+        for name, vm in self.engine.vms.items():
+            where = vm.config.uplink, vm.config.vlan
+            for mac in [mac for mac in vm.filters if owners.get((*where, mac), name) != name]:
+                vm.home.contract.clear_filter(CONFIG, vm.filters.pop(mac)[0])
 
     def _in_force(self, config: Config) -> None:
         """This is the configuration now: give out what is scarce, and let uplinks receive."""
@@ -123,6 +135,8 @@ class Changes:
                 raise
             except (VmqError, OSError) as error:
                 LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
+        for vm in engine.vms.values():
+            vm.home.follow(vm)  # what `_free_addresses` has taken
         self._in_force(self._what_there_is(old))
 
     def _what_there_is(self, config: Config) -> Config:
