@@ -284,14 +284,14 @@ def test_tests_named_in_the_documents_exist() -> None:
 
 
 def drop_names() -> list[str]:
-    """The names in the table DROPS of dataplane/state.py: pairs of name and sentence."""
-    for node in tree(VMQ / "dataplane" / "state.py").body:
+    """The names in the table DROPS of dataplane/reasons.py: pairs of name and sentence."""
+    for node in tree(VMQ / "dataplane" / "reasons.py").body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Tuple):
             continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
         if isinstance(target, ast.Name) and target.id == "DROPS":
             return [ast.literal_eval(row)[0] for row in node.value.elts]
-    raise AssertionError("vmq/dataplane/state.py has no table DROPS")
+    raise AssertionError("vmq/dataplane/reasons.py has no table DROPS")
 
 
 def test_every_named_drop_is_counted_somewhere():

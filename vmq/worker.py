@@ -41,6 +41,7 @@ _SCRATCH = {
     "scratch": 64,
     "clock": 64,
     "columns": columns.itemsize,
+    "order": state.MAX_QUEUES * 8,
     "quiet": state.MAX_QUEUES * 4,
     "bounce": state.BOUNCE,
     "arena": state.ARENA,

@@ -19,7 +19,7 @@ from vmq.cli.explain import text
 from vmq.config import Memory
 from vmq.control import explain as module
 from vmq.control.explain import explain
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.dataplane.steer import steer
 from vmq.engine.engine import Engine
 from vmq.errors import ApiError
@@ -30,7 +30,7 @@ from vmq.worker import Worker
 BROADCAST, MULTICAST, LINK_LOCAL = "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "01:80:c2:00:00:0e"
 NOBODY = "52:54:00:00:00:99"
 FCOE = "0e:fc:00:00:00:00/24"
-NAMES = [name for name, _ in state.DROPS]
+NAMES = [name for name, _ in reasons.DROPS]
 
 
 class Steering:
@@ -325,7 +325,7 @@ def test_what_is_not_let_in_has_its_drop(running: Running, params: dict[str, Any
     """And the sentence of the table of drops."""
     answer = asked(running, **params)
     assert (answer["verdict"], answer["drop"]) == ("dropped", drop)
-    assert answer["reason"] == f"{drop}: {dict(state.DROPS)[drop]}"
+    assert answer["reason"] == f"{drop}: {dict(reasons.DROPS)[drop]}"
 
 
 def test_a_spoofed_source_says_whose_it_is(running: Running):
@@ -421,7 +421,7 @@ def test_a_guest_that_runs_gets_it_and_what_it_missed_is_said(tmp_path: Path):
                 assert long["verdict"] == "delivered"
                 assert asked(running, mac=BROADCAST)["verdict"] == "flooded to 2 VMs"
                 running.engine.segment.rows["port_state"][running.engine.vms["b"].number]["fault"] = (
-                    state.CHAIN_LOOP
+                    reasons.CHAIN_LOOP
                 )
                 faulted = asked(running, mac=MACS[1])
                 assert "it loops" in faulted["reason"]

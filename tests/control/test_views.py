@@ -17,7 +17,7 @@ from vmq.abi.ethernet import mac_number
 from vmq.cli.show import COLUMNS, text
 from vmq.contract import DROP_QUEUE
 from vmq.control.views import drops, show
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.errors import ApiError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 
@@ -79,10 +79,10 @@ def test_a_drop_stands_by_its_name(running: Running):
 
 
 def test_drops_are_summed_by_name_over_rows_and_columns():
-    rows = np.zeros((3, state.DROP_COUNT), np.int64)
-    rows[:, state.RUNT] = (1, 2, 3)
-    one = np.zeros(state.DROP_COUNT, np.int64)
-    one[state.LINK_LOCAL] = 1 << 40
+    rows = np.zeros((3, reasons.DROP_COUNT), np.int64)
+    rows[:, reasons.RUNT] = (1, 2, 3)
+    one = np.zeros(reasons.DROP_COUNT, np.int64)
+    one[reasons.LINK_LOCAL] = 1 << 40
     assert drops(rows, one) == {"link_local": 1 << 40, "runt": 6}
     assert drops(one * 0) == {}
 

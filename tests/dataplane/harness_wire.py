@@ -14,7 +14,7 @@ from scapy.layers.l2 import Ether
 
 from vmq.abi.linux import UIO_MAXIOV, iovec
 from vmq.abi.virtio import net_hdr
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.dataplane.lanes import rx_burst, tx_burst
 from vmq.dataplane.packet import HEADER
 from vmq.jit import address_of, at
@@ -92,7 +92,7 @@ class Round:
         """Named drops of what came from the wire and of what went there."""
         row = self.state_of(lane)
         both = row["account"]["drops"] + row["to_wire_drops"]
-        return {name: int(both[code]) for code, (name, _) in enumerate(state.DROPS) if both[code]}
+        return {name: int(both[code]) for code, (name, _) in enumerate(reasons.DROPS) if both[code]}
 
     def begin(self) -> None:
         for name in ("frame_count", "piece_count", "outgoing_count", "arena_used"):

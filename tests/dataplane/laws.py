@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.jit import at
 from vmq.publisher import Segment
 
-ON_THE_WAY = [state.HANDOVER_FULL, state.HANDOVER_MOVED]
-TO_GUEST = [code for code, (name, _) in enumerate(state.DROPS) if name.startswith("to_guest_")]
+ON_THE_WAY = [reasons.HANDOVER_FULL, reasons.HANDOVER_MOVED]
+TO_GUEST = [code for code, (name, _) in enumerate(reasons.DROPS) if name.startswith("to_guest_")]
 
 
 def parcels(address: int) -> int:

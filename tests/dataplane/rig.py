@@ -28,7 +28,7 @@ import pytest
 
 from tests.dataplane.laws import check_laws
 from vmq.abi.ethernet import mac_number
-from vmq.dataplane import loop, state
+from vmq.dataplane import loop, reasons, state
 from vmq.jit import address_of, at
 from vmq.publisher import FilterEntry, PortEntry, Publisher, QueueEntry, RingEntry, Segment, UplinkEntry
 from vmq.worker import Worker, link_rings, make_ring, unmap_rings
@@ -36,8 +36,8 @@ from vmq.worker import Worker, link_rings, make_ring, unmap_rings
 NEXT, WRITE, INDIRECT = 1, 2, 4
 MERGEABLE, EVENT_IDX, INDIRECT_TABLES = state.RING_MERGEABLE, state.RING_EVENT_IDX, state.RING_INDIRECT
 ALL_FEATURES = MERGEABLE | EVENT_IDX | INDIRECT_TABLES
-DROP = {name: code for code, (name, _) in enumerate(state.DROPS)}
-FAULT = {name: code for code, (name, _) in enumerate(state.FAULTS)}
+DROP = {name: code for code, (name, _) in enumerate(reasons.DROPS)}
+FAULT = {name: code for code, (name, _) in enumerate(reasons.FAULTS)}
 GUARD = 4096
 PATTERN = 0xA5
 HEADER = 12
@@ -410,7 +410,7 @@ class Vm:
 
     @property
     def fault(self) -> str:
-        return state.FAULTS[int(self.rig.segment.rows["port_state"][self.number]["fault"])][0]
+        return reasons.FAULTS[int(self.rig.segment.rows["port_state"][self.number]["fault"])][0]
 
     def drops(self) -> dict[str, int]:
         """Drops of what was sent here."""

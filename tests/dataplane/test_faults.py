@@ -16,7 +16,7 @@ import pytest
 from tests.dataplane.rig import A, B, Rig
 from vmq import linux
 from vmq.abi.linux import siginfo_fault
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.dataplane.faults import contain, handle
 from vmq.jit import address_of, at, int64
 
@@ -70,7 +70,7 @@ def test_a_fault_outside_guest_memory_is_not_contained(rig, mapped, offset):
 
 
 def test_the_first_fault_of_a_port_stays(rig, mapped):
-    rig.segment.rows["port_state"][1]["fault"] = state.CHAIN_LOOP
+    rig.segment.rows["port_state"][1]["fault"] = reasons.CHAIN_LOOP
     scratch = np.zeros(8, np.uint8)
     assert contain(int64(mapped), int64(address_of(scratch)))
     assert rig.vms[1].fault == "chain_loop"

@@ -30,7 +30,7 @@ from tests.dataplane.rig import (
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import state
 from vmq.dataplane.from_guest import collect
-from vmq.dataplane.loop import begin, forward
+from vmq.dataplane.rounds import begin, forward
 from vmq.jit import at, int64
 
 NULL = "00:00:00:00:00:00"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.dataplane.rig import NOBODY, A, B, Rig, frame, interpreted
 from vmq.abi.linux import mmsghdr
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.jit import address_of
 
 HEADER = bytes(12)
@@ -81,7 +81,7 @@ def test_a_packet_lane_asks_its_socket_and_counts_what_it_refuses():
         rig.publish()
         rig.run()
         assert int(rig.lane_state()["frames_from_wire"]) == 0
-        assert int(rig.lane_state()["to_wire_drops"][state.TO_WIRE_ERROR]) == 1
+        assert int(rig.lane_state()["to_wire_drops"][reasons.TO_WIRE_ERROR]) == 1
 
 
 @interpreted

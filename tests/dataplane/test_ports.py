@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.dataplane.rig import MERGEABLE, NOBODY, A, B, C, Rig, frame
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.dataplane.ports import call, fault, report, signal
 from vmq.jit import int64
 from vmq.publisher import RingEntry
@@ -86,11 +86,11 @@ def test_the_first_fault_of_a_port_is_kept_and_told_once(rig):
     vm, other = rig.vm(A), rig.vm(B)
     rig.publish()
     vq = rig.rows(vm, to_guest=False)[3]
-    for code in (state.NEXT_RANGE, state.CHAIN_LOOP):
+    for code in (reasons.NEXT_RANGE, reasons.CHAIN_LOOP):
         fault(rig.worker(), int64(vm.number), vq, int64(code))
     assert (vm.fault, other.fault) == ("next_range", "none")
     assert vm.from_guest.errors() == 1
-    assert rig.events() == [(state.EVENT_FAULT, vm.number, state.NEXT_RANGE)]
+    assert rig.events() == [(state.EVENT_FAULT, vm.number, reasons.NEXT_RANGE)]
 
 
 def test_a_front_end_that_gave_no_error_descriptor_is_told_by_nobody(rig):
@@ -98,7 +98,7 @@ def test_a_front_end_that_gave_no_error_descriptor_is_told_by_nobody(rig):
     rig.publish()
     vq = rig.rows(vm, to_guest=False)[3]
     vq["error_fd"] = RingEntry().error_fd
-    fault(rig.worker(), int64(vm.number), vq, int64(state.HEAD_RANGE))
+    fault(rig.worker(), int64(vm.number), vq, int64(reasons.HEAD_RANGE))
     assert vm.fault == "head_range"
     assert vm.from_guest.errors() == 0
 

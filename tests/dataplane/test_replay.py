@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.dataplane.rig import BROADCAST, NOBODY, A, B, C, D, Rig, Vm, frame, number_of, numbered
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.dataplane.loop import prepare_sleep
 
 
@@ -217,7 +217,7 @@ def test_what_leaves_lies_in_the_sink_in_order_until_it_is_full():
         rig.publish()
         rig.run()
         assert [number_of(data) for data in rig.left()] == list(range(6))
-        assert int(rig.lane_state()["to_wire_drops"][state.TO_WIRE_FULL]) == 4
+        assert int(rig.lane_state()["to_wire_drops"][reasons.TO_WIRE_FULL]) == 4
         assert [int(rig.lane_state()[name]) for name in ("frames_to_wire", "bytes_to_wire")] == [6, 600]
         vm.send(numbered(NOBODY, A, 10, 100))
         rig.run()

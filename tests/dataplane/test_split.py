@@ -33,7 +33,7 @@ from tests.dataplane.rig import (
     Vm,
     frame,
 )
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.dataplane.split import ask_for_kicks, available, give_back, publish, refuse_kicks
 from vmq.jit import int64
 
@@ -394,7 +394,7 @@ def test_available_counts_modulo_65536(idle, begin, ahead):
     _, _, _, vq, ring = rig.rows(vm, to_guest=False)
     ring["next_avail"] = begin
     vm.from_guest.show(begin + ahead)
-    expected = ahead if ahead <= SIZE else -1 - state.FAULT_BASE - state.AVAIL_JUMP
+    expected = ahead if ahead <= SIZE else -1 - reasons.FAULT_BASE - reasons.AVAIL_JUMP
     assert int(available(vq, ring)) == expected
 
 

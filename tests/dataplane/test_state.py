@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of names, and rows that two threads never share a cache line of."""
+"""Rows that two threads never share a cache line of."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 
 ROWS = (
     "tables",
@@ -23,28 +23,6 @@ ROWS = (
     "watch",
     "latency",
 )
-
-
-def test_each_drop_has_one_name_one_sentence_and_its_constant():
-    names = [name for name, _ in state.DROPS]
-    assert len(set(names)) == len(names) <= state.DROP_COUNT
-    assert [getattr(state, name.upper()) for name in names] == list(range(len(names)))
-    assert all(
-        sentence and sentence == sentence.strip() and not sentence.endswith(".")
-        for _, sentence in state.DROPS
-    )
-
-
-def test_each_fault_has_one_name_and_its_constant():
-    names = [name for name, _ in state.FAULTS]
-    assert len(set(names)) == len(names)
-    assert [getattr(state, name.upper()) for name in names[1:]] == list(range(1, len(names)))
-    assert (state.FAULTS[state.NO_FAULT], state.NO_FAULT) == (("none", ""), 0)
-
-
-def test_a_refusal_is_a_drop_or_a_fault_and_never_both():
-    """-1 - drop and -1 - FAULT_BASE - fault do not meet."""
-    assert len(state.DROPS) < state.FAULT_BASE
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -65,10 +43,10 @@ def test_the_two_sides_of_a_byte_ring_write_different_cache_lines():
 ])  # fmt: skip
 def test_an_account_is_found_by_its_address(row, stride, place):
     rows = np.zeros(3, row)
-    rows[2]["account"]["drops"][state.NO_FILTER] = 7
+    rows[2]["account"]["drops"][reasons.NO_FILTER] = 7
     begin = 2 * stride + place
     account = rows.view(np.uint8).reshape(-1)[begin : begin + state.account.itemsize].view(state.account)[0]
-    assert int(account["drops"][state.NO_FILTER]) == 7
+    assert int(account["drops"][reasons.NO_FILTER]) == 7
 
 
 def test_a_burst_fits_into_the_scratch_of_a_round():

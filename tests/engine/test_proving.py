@@ -57,7 +57,7 @@ def test_both_ways_are_measured_in_turns_and_the_own_one_is_in_force_again(
 ):
     """Own costs less than the default queue, which copies every frame once more; each sample has its frames."""
     monkeypatch.setattr(proving, "FRAMES", FRAMES)
-    monkeypatch.setattr(proving, "SLICE_SECONDS", 2.0)
+    monkeypatch.setattr(proving, "SLICE_SECONDS", PATIENCE)
     running.configure(a=running.vm("a", 1), b=running.vm("b", 2))
     vm = running.engine.vms["a"]
     with running.guest("a", size=256) as a, running.guest("b", size=256) as b, talking(b, a):
@@ -66,7 +66,7 @@ def test_both_ways_are_measured_in_turns_and_the_own_one_is_in_force_again(
             running.do(running.engine.proving.start, "b")
         proof = running.engine.proving.proof
         assert proof is not None
-        until(lambda: proof.record()["running"] is False, "measured")
+        until(lambda: proof.record()["running"] is False, "measured", 8 * PATIENCE)
         assert [sample.path for sample in proof.samples] == [*proving.ORDER, *proving.ORDER]
         assert all(sample.frames >= FRAMES and sample.nanoseconds > 0 for sample in proof.samples)
         assert proof.verdict is not None

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.running import MACS, NO_FRAMES, PATIENCE, Running, frame, until
 from vmq.abi.ethernet import mac_number, mac_text
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.engine import vm as module
 from vmq.engine.queues import address_filter
 from vmq.engine.said import LINES_MAX
@@ -152,7 +152,7 @@ def test_a_fault_is_left_by_the_driver_or_the_front_end(running: Running):
     rows = running.engine.segment.rows["port_state"]
     with running.guest("a") as guest:
         for again in ("driver", "front-end"):
-            rows[0]["fault"] = state.CHAIN_LOOP
+            rows[0]["fault"] = reasons.CHAIN_LOOP
             running.do(running.engine.vms["a"].judge)
             row = running.show("vms", "a")
             assert row["state"] == "faulted"
@@ -172,22 +172,22 @@ def test_memory_that_is_gone_is_not_cured_by_starting_the_rings_again(running: R
     running.configure(a=running.vm("a"))
     rows = running.engine.segment.rows["port_state"]
     with running.guest("a", add_regions=False) as guest:
-        rows[0]["fault"] = state.MEMORY_GONE
+        rows[0]["fault"] = reasons.MEMORY_GONE
         running.do(running.engine.vms["a"].judge)
         guest.stop()
         guest.reset()
         guest.start()
-        assert fault_of(running) == state.MEMORY_GONE
+        assert fault_of(running) == reasons.MEMORY_GONE
         guest.stop()
         guest.reset()
         guest.frontend._sent_regions = ()
         guest.start()
-        assert fault_of(running) == state.NO_FAULT
+        assert fault_of(running) == reasons.NO_FAULT
 
-        rows[0]["fault"] = state.MEMORY_GONE
+        rows[0]["fault"] = reasons.MEMORY_GONE
         running.do(running.engine.vms["a"].judge)
         guest.reconnect()
-        assert fault_of(running) == state.NO_FAULT
+        assert fault_of(running) == reasons.NO_FAULT
 
 
 def test_a_spoofed_address_is_shown_until_it_is_allowed(running: Running):

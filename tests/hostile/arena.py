@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from tests.conftest import INTERPRETED
 from tests.vm.lab.engine import EngineProcess
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.guest.guest import Guest
 from vmq.guest.rings import WRITE
 from vmq.guest.traffic import Traffic, compile_kernels
@@ -228,5 +228,5 @@ class Arena:
 
 COUNTED = ("frames_from_guest", "forwarded", "copies", "offered_to_guest", "frames_to_guest")
 SOURCE_DROPS = {
-    name for name, _ in state.DROPS if not name.startswith(("to_guest_", "handover_", "to_wire_"))
+    name for name, _ in reasons.DROPS if not name.startswith(("to_guest_", "handover_", "to_wire_"))
 }

@@ -23,7 +23,7 @@ from tests.hostile.arena import CANARY, PATIENCE, Arena, Neighbours, Way, frame,
 from vmq.abi.vhost_user import FLAG_VERSION, Request
 from vmq.abi.vhost_user import HEADER as MESSAGE_HEADER
 from vmq.abi.virtio import split_ring_bytes
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.errors import ProtocolError
 from vmq.guest.driver import HEADER
 from vmq.guest.frontend import Frontend
@@ -178,7 +178,7 @@ class Attack:
         guest, ring = self.guest(), self.on(way)
         self.arena.engine.wait_for(self.name, "faulted")
         row = until(lambda: self.row["last_error"] and self.row, "words for it")
-        assert row["last_error"]["what"] == state.FAULTS[fault][1]
+        assert row["last_error"]["what"] == reasons.FAULTS[fault][1]
         assert row["last_error"]["remedy"]
         assert not told or select.select([ring.err_fd], [], [], PATIENCE)[0], (
             "the err eventfd is not signalled"

@@ -13,7 +13,7 @@ import pytest
 from tests.hostile.arena import WAYS, Arena, Way, frame, until
 from tests.hostile.attack import Attack, exchange
 from vmq.abi.vhost_user import MEM_REG, MEMORY, MEMORY_REGION, Request
-from vmq.dataplane.state import FAULTS, MEMORY_GONE
+from vmq.dataplane.reasons import FAULTS, MEMORY_GONE
 from vmq.errors import ProtocolError
 from vmq.guest.guest import Guest
 from vmq.guest.memory import PAGE

@@ -22,7 +22,7 @@ from vmq.abi.vhost_user import (
     VRING_STATE,
     Request,
 )
-from vmq.dataplane.state import AVAIL_JUMP
+from vmq.dataplane.reasons import AVAIL_JUMP
 from vmq.guest.frontend import Frontend, Ring
 from vmq.guest.guest import Guest
 

@@ -21,7 +21,7 @@ from tests.hostile.arena import COUNTED, DIRECT_WAYS, MACS, PATIENCE, Way, frame
 from tests.hostile.attack import Attack
 from vmq.abi.layout import offset
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, vring_desc
-from vmq.dataplane.state import AVAIL_JUMP, CHAIN_LOOP, FAULTS, NEXT_RANGE
+from vmq.dataplane.reasons import AVAIL_JUMP, CHAIN_LOOP, FAULTS, NEXT_RANGE
 from vmq.guest.driver import DESC, HEADER
 from vmq.guest.guest import Guest
 from vmq.guest.race import Flip, Race

@@ -7,7 +7,8 @@ import pytest
 
 from tests.hostile.arena import DIRECT_WAYS, WAYS, Way, frame
 from tests.hostile.attack import Attack
-from vmq.dataplane.state import AVAIL_JUMP, CHAIN_LOOP, CHAIN_MAX, HEAD_RANGE, NEXT_RANGE
+from vmq.dataplane.reasons import AVAIL_JUMP, CHAIN_LOOP, HEAD_RANGE, NEXT_RANGE
+from vmq.dataplane.state import CHAIN_MAX
 from vmq.guest.driver import DESC
 from vmq.guest.rings import INDIRECT, NEXT, WRITE, Descriptor
 

@@ -35,12 +35,12 @@ from vmq.abi.ethernet import (
 from vmq.control.filtered import Frame, Outline, rule
 from vmq.control.misses import of_vm
 from vmq.control.views import drops, last_error
-from vmq.dataplane import state
+from vmq.dataplane import reasons, state
 from vmq.engine.engine import Engine
 from vmq.engine.vm import Vm, prefix_of
 from vmq.errors import ApiError
 
-_SENTENCES = dict(state.DROPS)
+_SENTENCES = dict(reasons.DROPS)
 Answer = dict[str, Any]
 
 
@@ -405,7 +405,7 @@ def _obstacle(vm: Vm, pair: int, length: int | None) -> tuple[str, str, str | No
     """(drop, why, remedy) of a VM that gets nothing now; empty if it would get the frame."""
     error = last_error(vm)
     if vm.fault:
-        return "to_guest_not_running", state.FAULTS[vm.fault][1], error["remedy"] if error else None
+        return "to_guest_not_running", reasons.FAULTS[vm.fault][1], error["remedy"] if error else None
     if pair not in vm.running:
         remedy = (
             "start the VM: QEMU connects to "

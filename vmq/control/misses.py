@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vmq.abi.ethernet import mac_text
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.engine.engine import Engine
 from vmq.engine.vm import Vm
 
@@ -67,7 +67,7 @@ def _of_vm(vm: Vm) -> list[Row]:
         )
     if vm.spoofed:
         mac = mac_text(vm.spoofed)
-        count = int(vm.queue_rows()["account"]["drops"][:, state.FROM_GUEST_SPOOFED].sum())
+        count = int(vm.queue_rows()["account"]["drops"][:, reasons.FROM_GUEST_SPOOFED].sum())
         remedy = f'add "{mac}" to mac of [vm.{vm.name}], a prefix of it to learn, or set spoof_check = false'
         spoofed = {"mac": mac, "vlan": vm.config.vlan, "count": count, "remedy": remedy}
         found.append({"kind": "spoofed_source", **known, **spoofed})

@@ -20,7 +20,7 @@ from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
 from vmq.control.histograms import histogram_row
 from vmq.control.misses import misses
 from vmq.control.settings import of_vm, settings
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.engine.engine import Engine
 from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
@@ -40,8 +40,8 @@ _FEATURES = {
 
 def drops(*counters: Any) -> dict[str, int]:
     """Named drops that happened, summed over rows of counters."""
-    total = sum(np.asarray(one, np.int64).reshape(-1, state.DROP_COUNT).sum(axis=0) for one in counters)
-    return {name: int(total[code]) for code, (name, _) in enumerate(state.DROPS) if total[code]}
+    total = sum(np.asarray(one, np.int64).reshape(-1, reasons.DROP_COUNT).sum(axis=0) for one in counters)
+    return {name: int(total[code]) for code, (name, _) in enumerate(reasons.DROPS) if total[code]}
 
 
 def _ratio(frames: Any, indications: Any) -> float | None:

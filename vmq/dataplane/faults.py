@@ -19,16 +19,8 @@ from vmq.abi.linux import (
     PROT_WRITE,
     siginfo_fault,
 )
-from vmq.dataplane.state import (
-    ANCHOR,
-    ANCHOR_SLOTS,
-    MAX_MAPPINGS,
-    MAX_VPORTS,
-    MEMORY_GONE,
-    engine,
-    mapping,
-    port_state,
-)
+from vmq.dataplane.reasons import MEMORY_GONE
+from vmq.dataplane.state import ANCHOR, ANCHOR_SLOTS, MAX_MAPPINGS, MAX_VPORTS, engine, mapping, port_state
 from vmq.jit import at, c_mmap, c_signal, c_write, int64, kernel, poke, signal_handler
 
 SIGINFO = siginfo_fault.itemsize

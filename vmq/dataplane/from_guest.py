@@ -31,15 +31,8 @@ from vmq.dataplane.clock import now
 from vmq.dataplane.memory import drain
 from vmq.dataplane.observe import capture_all
 from vmq.dataplane.ports import report
-from vmq.dataplane.split import head_at, walk
-from vmq.dataplane.state import (
-    BURST,
-    CHAIN_MAX,
-    EVENT_LEARN,
-    EVENT_SPOOFED,
+from vmq.dataplane.reasons import (
     FAULT_BASE,
-    FRAMES,
-    FROM_GUEST,
     FROM_GUEST_OFFLOAD,
     FROM_GUEST_SHORT,
     FROM_GUEST_SOURCE,
@@ -47,12 +40,21 @@ from vmq.dataplane.state import (
     FROM_GUEST_STORM,
     FROM_GUEST_TOO_LONG,
     FROM_GUEST_VLAN,
+    VLAN_TRUNCATED,
+)
+from vmq.dataplane.split import head_at, walk
+from vmq.dataplane.state import (
+    BURST,
+    CHAIN_MAX,
+    EVENT_LEARN,
+    EVENT_SPOOFED,
+    FRAMES,
+    FROM_GUEST,
     HEAD,
     HEAD_STRIDE,
     MAX_VPORTS,
     PIECES,
     STEPS,
-    VLAN_TRUNCATED,
     engine,
     frame,
     learn,

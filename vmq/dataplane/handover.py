@@ -28,12 +28,11 @@ import numpy as np
 
 from vmq.dataplane.classify import note
 from vmq.dataplane.ports import signal
+from vmq.dataplane.reasons import HANDOVER_FULL, HANDOVER_MOVED, TO_GUEST_NO_BUFFER
 from vmq.dataplane.split import available
 from vmq.dataplane.state import (
     DELIVERIES,
     FRAMES,
-    HANDOVER_FULL,
-    HANDOVER_MOVED,
     HANDOVER_RINGS,
     M32,
     MAX_QUEUES,
@@ -42,7 +41,6 @@ from vmq.dataplane.state import (
     PIECES,
     QUEUE_ACCOUNT,
     QUEUE_STATE,
-    TO_GUEST_NO_BUFFER,
     account,
     byte_ring,
     delivery,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from vmq.dataplane.handover import ASIDE, push, ring_of, taken_of
+from vmq.dataplane.reasons import TO_GUEST_NO_BUFFER
 from vmq.dataplane.state import (
     DELIVERIES,
     DONE,
@@ -23,7 +24,6 @@ from vmq.dataplane.state import (
     MAX_QUEUES,
     NONE,
     PIECES,
-    TO_GUEST_NO_BUFFER,
     delivery,
     engine,
     frame,

@@ -37,17 +37,8 @@ from vmq.abi.linux import (
 )
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, NET_HDR_GSO_ECN, NET_HDR_GSO_NONE, net_hdr
 from vmq.dataplane.offload import checksum_offset, finish_checksum, plan, segment, segment_length, swap16
-from vmq.dataplane.state import (
-    ARENA,
-    BURST,
-    FRAMES,
-    FROM_WIRE_OFFLOAD,
-    RUNT,
-    TO_WIRE_ERROR,
-    TO_WIRE_FULL,
-    frame,
-    super_frame,
-)
+from vmq.dataplane.reasons import FROM_WIRE_OFFLOAD, RUNT, TO_WIRE_ERROR, TO_WIRE_FULL
+from vmq.dataplane.state import ARENA, BURST, FRAMES, frame, super_frame
 from vmq.dataplane.wire import VECTOR, admit, frame_vector, fresh, normalise, refuse
 from vmq.jit import at, c_recvmmsg, c_sendmmsg, copy, int64, kernel, peek, poke
 

@@ -12,14 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vmq.dataplane.state import (
-    EVENT_FAULT,
-    EVENTS,
-    MAX_VPORTS,
-    engine,
-    event,
-    port_state,
-)
+from vmq.dataplane.state import EVENT_FAULT, EVENTS, MAX_VPORTS, engine, event, port_state
 from vmq.jit import at, c_write, kernel, poke, store_release
 
 

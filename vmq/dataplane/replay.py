@@ -16,16 +16,15 @@ from vmq.abi.ethernet import VLAN_VID_MASK
 from vmq.dataplane.classify import note
 from vmq.dataplane.clock import now
 from vmq.dataplane.handover import push, still_there
+from vmq.dataplane.reasons import HANDOVER_MOVED, TO_WIRE_FULL
 from vmq.dataplane.state import (
     BURST,
     DELIVERIES,
     FRAMES,
     GAP_PARTS,
-    HANDOVER_MOVED,
     LINE,
     NONE,
     PIECES,
-    TO_WIRE_FULL,
     delivery,
     frame,
     piece,

@@ -27,22 +27,18 @@ from vmq.abi.virtio import (
     vring_used_elem,
 )
 from vmq.dataplane.memory import append, fetch, translate
-from vmq.dataplane.state import (
+from vmq.dataplane.reasons import (
     AVAIL_JUMP,
     CHAIN_LOOP,
-    CHAIN_MAX,
     FAULT_BASE,
     FROM_GUEST_BAD_ADDRESS,
     FROM_GUEST_DIRECTION,
     FROM_GUEST_INDIRECT,
     FROM_GUEST_TOO_LONG,
     HEAD_RANGE,
-    LINE,
-    M16,
     NEXT_RANGE,
-    RING_EVENT_IDX,
-    RING_INDIRECT,
 )
+from vmq.dataplane.state import CHAIN_MAX, LINE, M16, RING_EVENT_IDX, RING_INDIRECT
 from vmq.jit import at, fence, int64, kernel, load_acquire, load_once, prefetch, store_release
 
 DESC = vring_desc.itemsize

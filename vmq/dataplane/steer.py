@@ -30,20 +30,8 @@ from vmq.dataplane.classify import (
     owner_of,
 )
 from vmq.dataplane.match import columns, field_test, match, parse
-from vmq.dataplane.state import (
-    DEFAULT_QUEUE,
-    DROP_QUEUE,
-    FRAMES,
-    LINK_LOCAL,
-    NO_FILTER,
-    OWN_ADDRESS,
-    TO_DROP_QUEUE,
-    account,
-    frame,
-    group,
-    rule,
-    vport,
-)
+from vmq.dataplane.reasons import DEFAULT_QUEUE, DROP_QUEUE, LINK_LOCAL, NO_FILTER, OWN_ADDRESS
+from vmq.dataplane.state import FRAMES, TO_DROP_QUEUE, account, frame, group, rule, vport
 from vmq.jit import at, int64, kernel
 
 FIELD_TEST = field_test.itemsize

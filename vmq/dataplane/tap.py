@@ -13,13 +13,8 @@ import numpy as np
 
 from vmq.abi.linux import EAGAIN, ENOBUFS, UIO_MAXIOV
 from vmq.abi.virtio import net_hdr
-from vmq.dataplane.state import (
-    BURST,
-    FRAMES,
-    TO_WIRE_ERROR,
-    TO_WIRE_FULL,
-    frame,
-)
+from vmq.dataplane.reasons import TO_WIRE_ERROR, TO_WIRE_FULL
+from vmq.dataplane.state import BURST, FRAMES, frame
 from vmq.dataplane.wire import admit, frame_vector, normalise
 from vmq.jit import at, c_read, c_writev, int64, kernel, poke
 

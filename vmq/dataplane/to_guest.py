@@ -25,6 +25,13 @@ from vmq.dataplane.memory import pour
 from vmq.dataplane.moderate import indicate
 from vmq.dataplane.observe import observe
 from vmq.dataplane.ports import fault
+from vmq.dataplane.reasons import (
+    FAULT_BASE,
+    TO_GUEST_BAD_BUFFER,
+    TO_GUEST_NO_BUFFER,
+    TO_GUEST_NOT_RUNNING,
+    TO_GUEST_TOO_LONG,
+)
 from vmq.dataplane.split import (
     available,
     expect_buffer,
@@ -40,7 +47,6 @@ from vmq.dataplane.state import (
     DELIVERIES,
     DONE,
     DONE_DROPPED,
-    FAULT_BASE,
     FRAMES,
     MAX_QUEUES,
     NONE,
@@ -48,10 +54,6 @@ from vmq.dataplane.state import (
     RING_MERGEABLE,
     RING_OBSERVED,
     STEPS,
-    TO_GUEST_BAD_BUFFER,
-    TO_GUEST_NO_BUFFER,
-    TO_GUEST_NOT_RUNNING,
-    TO_GUEST_TOO_LONG,
     claim,
     delivery,
     engine,

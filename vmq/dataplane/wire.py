@@ -15,7 +15,8 @@ from vmq.abi.linux import iovec
 from vmq.dataplane.from_guest import ADMITTED, untag
 from vmq.dataplane.handover import flatten
 from vmq.dataplane.offload import swap16
-from vmq.dataplane.state import FROM_WIRE_TOO_LONG, PIECES, RUNT, piece
+from vmq.dataplane.reasons import FROM_WIRE_TOO_LONG, RUNT
+from vmq.dataplane.state import PIECES, piece
 from vmq.jit import at, int64, kernel, poke
 
 VECTOR = 4  # parts of a frame besides its pieces: header, addresses, tag, the rest of the first part

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
-from vmq.dataplane import state
+from vmq.dataplane import reasons
 from vmq.dynamic import Guard
 from vmq.engine.following import Following
 from vmq.engine.observed import Observed
@@ -273,18 +273,18 @@ class Vm:
 
     def _clear_fault(self) -> None:
         """The driver starts anew. Memory that was truncated stays gone until it is mapped anew."""
-        if self.fault and (self.fault != state.MEMORY_GONE or not self._gone):
+        if self.fault and (self.fault != reasons.MEMORY_GONE or not self._gone):
             self.error = None
-            self.engine.segment.rows["port_state"][self.number]["fault"] = state.NO_FAULT
+            self.engine.segment.rows["port_state"][self.number]["fault"] = reasons.NO_FAULT
             self._gone = None
 
     def judge(self) -> None:
         """Say what stopped it."""
-        if self.fault == state.MEMORY_GONE and self._gone is None:
+        if self.fault == reasons.MEMORY_GONE and self._gone is None:
             self._gone = set(self._memory)
         if self.fault:
             remedy = "restart the guest's driver or let the front-end reconnect"
-            self.fail(state.FAULTS[self.fault][1], remedy)
+            self.fail(reasons.FAULTS[self.fault][1], remedy)
         self._tell_state()
 
     def learn(self, mac: int) -> bool:
@@ -361,7 +361,7 @@ class Vm:
         A front-end that maps its memory privately sends us the file all the same, and it stays empty.
         """
         ring = self.rings.entries[0][0] if 0 in self.rings.entries else RingEntry()
-        if not ring.running or not self.queue_rows()[0]["to_guest_drops"][state.TO_GUEST_NO_BUFFER]:
+        if not ring.running or not self.queue_rows()[0]["to_guest_drops"][reasons.TO_GUEST_NO_BUFFER]:
             return False
         posted = int(at(ring.avail, 1, virtio.vring_avail)[0]["idx"])
         return posted == 0 and all(map(is_empty, self.session.regions))
