@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -74,14 +74,15 @@ class Double:
         assert len(everywhere) == len(set(everywhere)), "a frame would be delivered twice"
         self.told.append(("install", {queue: sorted(names) for queue, names in filters.items()}))
 
-    def pause(self, queue: int) -> None:
-        assert queue not in self.filters, "frames would be steered to nobody"
-        self.running.remove(queue)
-        self.told.append(("pause", queue))
+    def pause(self, queues: Sequence[int]) -> None:
+        assert not self.filters.keys() & queues, "frames would be steered to nobody"
+        assert self.running >= set(queues)
+        self.running.difference_update(queues)
+        self.told.append(("pause", list(queues)))
 
-    def discard(self, queue: int) -> None:
-        assert queue not in self.running
-        self.told.append(("discard", queue))
+    def discard(self, queues: Sequence[int]) -> None:
+        assert not self.running & set(queues)
+        self.told.append(("discard", list(queues)))
 
     def stop(self, queue: int) -> None:
         assert queue in self.grants

@@ -238,6 +238,71 @@ def test_statistics_begin_anew_without_disturbing_anybody(running: Running):
         assert len(events(running, "reset")) == 1
 
 
+def test_a_reset_of_many_takes_as_many_versions_of_the_tables_as_one_of_few(running: Running):
+    """Control would be held for seconds otherwise: a version has all VM ports."""
+    versions = []
+    for count in (2, 12):
+        running.configure(**{f"v{n}": running.vm(f"v{n}", n) for n in range(1, count + 1)})
+        before = running.engine.publisher.epoch
+        running.do(contract(running).reset)
+        versions.append(running.engine.publisher.epoch - before)
+        until(lambda: not any(shared(running, name) for name in running.engine.vms))
+    assert versions[0] == versions[1]
+
+
+def test_the_default_queue_has_the_counters_of_whom_it_serves_and_of_its_uplink(running: Running):
+    """Frames of a VM without a receive queue of its own come over it; what nobody's filter names leaves by the uplink."""
+    running.configure(
+        {"lan": NO_FRAMES, "wan": NO_FRAMES},
+        a=running.vm("a", 1, uplink="lan", weight=0, queue_pairs=2),
+        b=running.vm("b", 2, uplink="lan"),
+    )
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b, 5)
+        a.send([frame(MACS[60], a.mac)])
+        until(lambda: running.show("uplinks", "lan")["frames_to_wire"] == 1)
+        running.do(contract(running, "wan").reset_statistics, None, DEFAULT_QUEUE)
+        assert running.show("uplinks", "lan")["frames_to_wire"] == 1
+
+        running.do(contract(running, "lan").reset_statistics, None, DEFAULT_QUEUE)
+        assert running.show("uplinks", "lan")["frames_to_wire"] == 0
+        assert running.show("queues", "a")["frames_to_guest"] == 0
+        assert running.show("vms", "a")["frames_from_guest"] == 0
+        assert running.show("queues", "b")["frames_to_guest"] == 5  # it has a receive queue of its own
+
+        exchange(a, b, 2)
+        a.send([frame(MACS[60], a.mac)] * 3)
+        until(lambda: running.show("uplinks", "lan")["frames_to_wire"] == 3)
+        assert [running.show("queues", name)["frames_to_guest"] for name in "ab"] == [2, 7]
+        running.do(contract(running, "lan").reset)
+        assert running.show("uplinks", "lan")["bytes_to_wire"] == 0
+        assert [running.show("vms", name)["frames_to_guest"] for name in "ab"] == [0, 0]
+
+
+def test_the_drop_queue_has_the_counter_of_its_drop_wherever_it_is_counted(running: Running):
+    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2, uplink="lan"))
+    gone = address_filter(mac_number(MACS[60]), None)
+    running.do(contract(running, "lan").set_filter, "x", DROP_QUEUE, gone)
+    with running.guest("a") as a:
+        a.send([frame(MACS[60], a.mac), frame(a.mac, a.mac)])
+        until(lambda: running.show("vms", "a")["drops"] == {"drop_queue": 1, "own_address": 1})
+        running.do(contract(running, "lan").reset_statistics, None, DROP_QUEUE)
+        assert running.show("vms", "a")["drops"] == {"own_address": 1}
+        a.send([frame(MACS[60], a.mac)] * 2)
+        until(lambda: running.show("vms", "a")["drops"] == {"drop_queue": 2, "own_address": 1})
+
+
+def test_queue_pairs_that_are_only_sent_on_begin_anew_with_the_first(running: Running):
+    """And those that are another owner's do not."""
+    running.configure(a=running.vm("a", queue_pairs=3), b=running.vm("b", 2))
+    second(running, "a")
+    vm = running.engine.vms["a"]
+    rows_of_a = running.engine.segment.rows["queue_state"][vm.first_queue : vm.first_queue + 3]
+    rows_of_a["frames_from_guest"] = 4
+    running.do(contract(running).reset_statistics, None, rows(running)["a"]["queue"])
+    assert [int(one) for one in vm.queue_rows()["frames_from_guest"]] == [0, 4, 0]
+
+
 # --- what may be refused in the middle --------------------------------------------------------------------------
 
 

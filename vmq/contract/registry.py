@@ -21,7 +21,7 @@ generation 0; the drop queue is the last slot there could be, and what its filte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,11 +52,11 @@ class Effects(Protocol):
     def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
         """Let exactly these filters point to these receive queues, all at once; others stay as they are."""
 
-    def pause(self, queue: int) -> None:
-        """Nothing is steered to it any more; what it holds is discarded, or goes to who has its filters now."""
+    def pause(self, queues: Sequence[int]) -> None:
+        """Nothing is steered to them any more; what they hold is discarded, or goes to who has their filters now."""
 
-    def discard(self, queue: int) -> None:
-        """Forget all frames that are on their way to it."""
+    def discard(self, queues: Sequence[int]) -> None:
+        """Forget all frames that are on their way to them."""
 
     def stop(self, queue: int) -> None:
         """Let nothing write to its buffers any more; `stopped` says when that is so."""
@@ -171,9 +171,8 @@ class Registry:
                 self.effects.start(queue.id)
         if disturbed:
             self.effects.install({queue.id: dict(queue.filters) for queue in disturbed})
-        for queue in disturbed:
-            if steps[queue] is not running:
-                self.effects.pause(queue.id)
+        if ended := [queue.id for queue in disturbed if steps[queue] is not running]:
+            self.effects.pause(ended)
         for queue, state in steps.items():
             self.enter(queue, state)
 
@@ -202,9 +201,9 @@ class Registry:
         every = (*self.everybodys.values(), *self.queues)
         running = [queue for queue in every if queue.state is State.RUNNING]
         self.effects.install({queue.id: {} for queue in running})
-        for queue in running:
-            self.effects.pause(queue.id)
-            self.effects.discard(queue.id)
+        names = [queue.id for queue in running]
+        self.effects.pause(names)
+        self.effects.discard(names)
         for queue in every:
             self.clear_counters(queue)
         for queue in running:

@@ -14,13 +14,15 @@ plane numbers of receive queues come from VM ports; ids of the contract never re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmq.abi.ethernet import mac_text
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Contract, Grant, Parameters
+from vmq.dataplane.reasons import DROP_QUEUE as DROPPED
 from vmq.dataplane.state import NONE, TO_DEFAULT_QUEUE, TO_DROP_QUEUE
+from vmq.engine.counted import Counted
 from vmq.errors import ApiError, VmqError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 from vmq.filters.compiled import Arranger, rows
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 QUEUES_MAX = 4096  # of an uplink: more than there can be VMs
 LOCKED_MEMORY = 1 << 40  # frames are copied into guest memory: nothing is locked
+STANDING = ("cursor", "lap", "pending", "began", "due", "have", "taken")  # of a lane: no counters
 NOWHERE = {DEFAULT_QUEUE: TO_DEFAULT_QUEUE, DROP_QUEUE: TO_DROP_QUEUE}
 
 
@@ -61,6 +64,7 @@ class TableEffects:
         self.first: dict[int, Vm] = {}  # receive queues that the configuration asks for
         self._arranger = Arranger()
         self._entry = FilterEntry(NONE, {}, rows([]))
+        self.lanes = Counted(self._lanes, STANDING)
 
     @property
     def entry(self) -> FilterEntry:
@@ -123,17 +127,17 @@ class TableEffects:
         self._entry = FilterEntry(NONE, arranged.plain, rows(arranged.generic))
         self.engine.publish()
 
-    def pause(self, queue: int) -> None:
-        if queue in self.first:  # its addresses are the VM port's: the default queue goes on with them
+    def pause(self, queues: Sequence[int]) -> None:
+        for queue in (
+            self.first.keys() & queues
+        ):  # their addresses are the VM port's: the default queue goes on with them
             self.engine.mover.move(self.first[queue], 0, self.engine.default, shared=True)
-            self.engine.publish()
-        else:
-            self.discard(queue)
+        self.discard([queue for queue in queues if queue not in self.first])
 
-    def discard(self, queue: int) -> None:
-        if queue in self.bound:
+    def discard(self, queues: Sequence[int]) -> None:
+        for queue in self.bound.keys() & queues:
             self.bound[queue].vm.renew(self.bound[queue].pair)
-            self.engine.publish()
+        self.engine.publish()
 
     def stop(self, queue: int) -> None:
         """Nothing points to it any more, and every processor has adopted that."""
@@ -155,10 +159,32 @@ class TableEffects:
         self.engine.publish()
 
     def clear_counters(self, queue: int) -> None:
+        """A VM port's first receive queue has the counters of all queue pairs that are no other's.
+
+        The default queue has the uplink's, and those of the VM ports that it serves; the drop queue its drop, everywhere.
+        """
         if queue in self.first:
-            self.first[queue].clear_counters(0)
+            self._clear(self.first[queue])
         elif queue in self.bound:
-            self.bound[queue].vm.clear_counters(self.bound[queue].pair)
+            self.bound[queue].vm.counters.clear(self.bound[queue].pair)
+        elif queue == DEFAULT_QUEUE:
+            self.lanes.clear(*range(len(self._lanes())))
+            for vm in self.first.values():
+                if vm.queues[0].shared:
+                    self._clear(vm)
+        elif queue == DROP_QUEUE:
+            for counters in (self.lanes, *(vm.counters for vm in self.first.values())):
+                counters.clear_drop(DROPPED)
+
+    def _clear(self, vm: Vm) -> None:
+        others = {one.pair for queue, one in self.bound.items() if one.vm is vm and queue not in self.first}
+        vm.counters.clear(*(pair for pair in range(vm.config.queue_pairs) if pair not in others))
+
+    def _lanes(self) -> Any:
+        """The state rows of the uplink's lanes; none of VM ports without uplink."""
+        opened, count = self.engine.uplinks.get(self.uplink or ""), len(self.engine.workers)
+        first, last = (opened.number * count, (opened.number + 1) * count) if opened else (0, 0)
+        return self.engine.segment.rows["lane_state"][first:last]
 
 
 class UplinkQueues:
