@@ -2,13 +2,15 @@
 """vmq runs the vectors of conformance/, and so would whoever follows conformance/README.md.
 
 The runner knows the format and the public operations, nothing of their inside. That a vector can fail is shown by
-giving vmq each flaw that the vectors of flaws.json are about.
+giving vmq each flaw that the vectors of flaws.json are about. A frame's way is asked twice: of the definition of
+filters, and of the data plane itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ from typing import Any
 import pytest
 
 from tests.contract.double import Bench
+from tests.dataplane.rig import NOBODY, Rig
 from vmq.abi.ethernet import mac_number
-from vmq.contract import Budget, Contract
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Budget, Contract
+from vmq.engine.queues import NOWHERE
 from vmq.errors import ApiError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind, matches
+from vmq.filters.compiled import arrange, rows
+from vmq.publisher import FilterEntry
 from vmq.queues import PUBLIC, Event, State, step
 
 FOLDER = Path(__file__).resolve().parents[1] / "conformance"
@@ -187,7 +193,27 @@ class Runner:
         ]
         best = {queue for priority, queue in found if priority == max(found)[0]} or {0}
         assert best == {self.id(one["to"])}, one
+        tag = struct.pack("!HH", 0x8100, vid) if tagged else b""
+        assert placed(self.bench.double.filters, data[:12] + tag + data[12:]) == self.id(one["to"]), one
         return "SUCCESS"
+
+
+def placed(filters: Mapping[int, Mapping[int, Filter]], data: bytes) -> int:
+    """Where the data plane places a frame from the wire, a guest for each receive queue: that one's id."""
+    with Rig() as rig:
+        wire = rig.uplink([data])
+        guests = {name: rig.vm(NOBODY, uplink=wire) for name in filters if name not in NOWHERE}
+        targets = NOWHERE | {name: guest.first_queue for name, guest in guests.items()}
+        arranged = arrange((one, targets[name]) for name, kept in filters.items() for one in kept.values())
+        rig.filters = [FilterEntry(wire, arranged.plain, rows(arranged.generic))]
+        for guest in guests.values():
+            guest.post()
+        rig.publish()
+        rig.run()
+        found = [name for name, guest in guests.items() if guest.received()]
+        dropped = {"default_queue": DEFAULT_QUEUE, "drop_queue": DROP_QUEUE}
+        (name,) = found + [dropped[drop] for drop in rig.wire_drops(wire)]
+    return name
 
 
 @pytest.mark.parametrize("vector", [pytest.param(vector, id=name) for name, vector in VECTORS])
