@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from scapy.utils import RawPcapNgReader
 
 from tests.engine.running import PATIENCE, TWO_CPUS, Running, exchange, frame, until
 from vmq.dataplane import state
 from vmq.engine import mover
+from vmq.engine.observed import Capture
 from vmq.guest.guest import Guest
 from vmq.jit import INTERPRETED, at
 
@@ -74,6 +77,31 @@ def test_a_queue_that_moves_under_load_loses_and_overtakes_nothing(running: Runn
         until(lambda: vm.queues[0].former == state.NONE)
         exchange(a, b)
     running.configure()
+
+
+def test_a_capture_has_every_frame_once_and_in_order_while_its_queue_moves(running: Running):
+    """The queue has one owner at a time, and so has the ring of the capture."""
+    running.pair()
+    capture = running.do(Capture, running.engine.vms["a"], (0,), state.TO_GUEST | state.FROM_GUEST, 64)
+    content = [capture.header]
+
+    def turn(number: int) -> None:
+        running.do(move, running, "a", number % 2)
+        content.append(running.do(capture.blocks))
+
+    with running.guest("a", size=1024) as a, running.guest("b", size=1024) as b:
+        both_ways(a, b, turn, TURNS)
+        assert capture.lost == 0
+        running.do(capture.stop)
+        while more := running.do(capture.blocks):
+            content.append(more)
+    read = [data for data, _ in RawPcapNgReader(io.BytesIO(b"".join(content)))]
+    for mac in (a.mac, b.mac):
+        numbers = [number_of(data) for data in read if data[6:12].hex(":") == mac]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) > TURNS
+    assert len(read) == capture.kept
+    running.do(capture.close)
 
 
 def move(running: Running, name: str, worker: int, *, shared: bool = False) -> None:
