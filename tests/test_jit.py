@@ -29,6 +29,7 @@ from vmq.jit import (
     c_write,
     compile_for,
     copy,
+    copy_short,
     fence,
     int64,
     kernel,
@@ -90,6 +91,11 @@ def poke_all(address: int, value: int) -> None:
 def move(to: int, source: int, count: int) -> int:
     copy(to, source, count)
     return address_of(at(to, 1, np.uint8))
+
+
+@kernel
+def move_short(to: int, source: int, count: int) -> None:
+    copy_short(to, source, count)
 
 
 @kernel
@@ -165,6 +171,18 @@ def test_bytes_are_copied_and_an_address_is_a_number():
     source, target = np.arange(20, dtype=np.uint8), np.zeros(20, np.uint8)
     assert move(address_of(target) + 2, address_of(source), 10) == address_of(target) + 2
     assert target.tobytes() == bytes(2) + bytes(range(10)) + bytes(8)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 13])
+def test_few_bytes_are_copied_exactly_whatever_their_number(shift):
+    """Steps overlap within the range: not a byte before or behind it is written."""
+    source = np.arange(400, dtype=np.int64).astype(np.uint8) ^ np.uint8(0x5A)
+    for count in range(320):
+        target = np.zeros(400, np.uint8)
+        move_short(address_of(target) + 40 + shift, address_of(source) + shift, count)
+        assert target[40 + shift : 40 + shift + count].tobytes() == source[shift : shift + count].tobytes()
+        assert not target[: 40 + shift].any()
+        assert not target[40 + shift + count :].any()
 
 
 def test_ordered_access_reads_and_writes_items_and_fields():

@@ -194,6 +194,39 @@ def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
     return types.void(types.intp, types.intp, types.intp), generate
 
 
+def copy_short(to: int, source: int, count: int) -> None:
+    """The same, for ranges of a few cache lines: steps of SHORT bytes, the last of which overlaps the one before it."""
+    copy(to, source, count)
+
+
+SHORT, SHORT_MAX = 32, 256
+
+
+@meaning(copy_short)
+def _copy_short(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = values[2].type
+        byte, vector = ir.IntType(8).as_pointer(), ir.VectorType(ir.IntType(8), SHORT).as_pointer()
+        target, origin = builder.inttoptr(values[0], byte), builder.inttoptr(values[1], byte)
+
+        def move(offset: Any) -> None:
+            wide = builder.load(builder.bitcast(builder.gep(origin, [offset]), vector), align=1)
+            builder.store(wide, builder.bitcast(builder.gep(target, [offset]), vector), align=1)
+
+        last = builder.sub(values[2], word(SHORT))
+        fits = builder.icmp_unsigned("<=", last, word(SHORT_MAX - SHORT))
+        with builder.if_else(fits) as (short, other):
+            with short:
+                with cgutils.for_range_slice(builder, word(0), last, word(SHORT), intp=word) as (offset, _):
+                    move(offset)
+                move(last)
+            with other:
+                cgutils.raw_memcpy(builder, target, origin, values[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
+
+
 def prefetch(address: int, write: int) -> None:
     """Hint that the cache line of `address` is soon read (0) or written (1); any address will do."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.dataplane.rig import (
     ALL_FEATURES,
     EVENT_IDX,
     HEADER,
+    INDIRECT,
     INDIRECT_TABLES,
     MERGEABLE,
     NEXT,
@@ -22,11 +24,15 @@ from tests.dataplane.rig import (
     C,
     Rig,
     frame,
+    interpreted,
     numbered,
 )
 from vmq.dataplane import state
+from vmq.dataplane.to_guest import DELIVERED, place, place_at_once
+from vmq.jit import address_of, at
 
 PLAIN = EVENT_IDX | INDIRECT_TABLES
+REGION_END = 0x10000 + (1 << 18)
 
 
 @pytest.mark.parametrize("features", [PLAIN, ALL_FEATURES], ids=["plain", "mergeable"])
@@ -305,3 +311,53 @@ def test_a_descriptor_that_the_device_may_only_read_is_never_written():
         assert vm.drops() == {"to_guest_bad_buffer": 1}
         head, length = struct.unpack("<II", vm.memory.read(vm.to_guest.used + 4, 8))
         assert (head, length) == (0, 0)
+
+
+# --- the common case -------------------------------------------------------------------------------------------------
+
+
+@interpreted
+@example(0, WRITE, 0x20000, 0xFFFFFFFF, 60, False, 0)
+@example(0, WRITE, REGION_END - 100, 101, 60, False, 0)
+@example(0, WRITE, REGION_END - 100, 100, 60, False, 0)
+@given(
+    head=st.sampled_from([0, 0, 0, 15, 16, 0xFFFF]),
+    flags=st.sampled_from([WRITE, WRITE, 0, WRITE | NEXT, INDIRECT, WRITE | INDIRECT, WRITE | 8]),
+    where=st.sampled_from([0x20000, 0x10000, REGION_END - 100, REGION_END - 1, REGION_END, 0, 1 << 63]),
+    room=st.integers(0, 300) | st.just(0xFFFFFFFF),
+    size=st.integers(14, 300),
+    tagged=st.booleans(),
+    pieces=st.integers(0, 1),
+)
+def test_what_is_placed_at_once_is_placed_as_always_and_the_rest_is_left_alone(
+    head, flags, where, room, size, tagged, pieces
+):
+    """The plain way is the model: the same bytes, used element and indices; or nothing has been touched."""
+    memories, outcomes = [], []
+    for at_once in (True, False):
+        with Rig() as rig:
+            vm = rig.vm(A, size=16, frame_max=250)
+            vm.to_guest.describe(head % 16, where & (1 << 64) - 1, room, flags, 1)
+            vm.to_guest.offer(head)
+            rig.publish()
+            vm.memory.allow(0x10000, 1 << 18)
+            before = vm.memory.contents()
+            tables, worker, port, vq, ring = rig.rows(vm, to_guest=True)
+            data = np.frombuffer(frame(A, B, size), np.uint8)
+            row = np.zeros(1, state.frame)[0]
+            row["address"], row["length"], row["head"] = address_of(data), size, size
+            row["tagged"], row["tci"], row["piece_count"] = tagged, 5, pieces
+            row["head"] = size - pieces
+            part = at(worker["pieces"], 1, state.piece)[0]
+            part["address"], part["length"] = address_of(data) + size - 1, 1
+            if at_once:
+                outcomes.append(bool(place_at_once(tables, port, vq, ring, row)))
+                moved = (int(ring["next_used"]), int(ring["next_avail"])) != (0, 0)
+                untouched = before == vm.memory.contents() and not moved
+            else:
+                worker["steps_left"] = state.STEPS
+                outcomes.append(int(place(tables, worker, port, vq, ring, row)) == DELIVERED)
+            memories.append((vm.memory.contents(), int(ring["next_used"]), int(ring["next_avail"])))
+    placed, always = outcomes
+    assert placed == (always and not tagged and not pieces and flags == WRITE)
+    assert memories[0] == memories[1] if placed else untouched

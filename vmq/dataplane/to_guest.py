@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
-from vmq.abi.virtio import net_hdr
+from vmq.abi.virtio import VRING_DESC_F_WRITE, net_hdr, vring_desc
 from vmq.dataplane.clock import now
-from vmq.dataplane.memory import pour
+from vmq.dataplane.memory import pour, translate
 from vmq.dataplane.moderate import indicate
 from vmq.dataplane.observe import observe
 from vmq.dataplane.ports import fault
@@ -67,10 +67,11 @@ from vmq.dataplane.state import (
     virtqueue,
     vport,
 )
-from vmq.jit import at, copy, int64, kernel, poke
+from vmq.jit import at, copy, copy_short, int64, kernel, load_once, poke
 
 HEADER = net_hdr.itemsize
 DELIVERED = 0
+ONE_BUFFER = np.uint32(1 << 16)  # csum_offset 0, num_buffers 1
 EXPECT_STEPS = 2
 # Frames whose buffers are brought nearer before their turn: of 4, 8 and 16, in turn on one machine, 4 gave the most
 # (25 million frames a second against 23, 23 and 22.5 without).
@@ -167,6 +168,35 @@ def place(t: Any, w: Any, port: Any, vq: Any, ring: Any, row: Any) -> int:
 
 
 @kernel
+def place_at_once(t: Any, port: Any, vq: Any, ring: Any, row: Any) -> bool:
+    """The common case: a frame in one part, no tag to write, and one buffer with room for all of it. Else nothing happens.
+
+    What `place` would do, without its lists: a chain that is not this simple is for `place` to read, check and judge.
+    """
+    length = int64(row["length"])
+    need = HEADER + length
+    head = head_at(vq, ring, 0)
+    if row["piece_count"] != 0 or (row["tagged"] and port["vlan"] == 0) or length > port["frame_max"]:
+        return False
+    if head >= vq["size"]:
+        return False
+    buffer = at(vq["desc"], vq["size"], vring_desc)[head]
+    address = int64(load_once(buffer, "addr"))
+    room = int64(load_once(buffer, "len"))
+    flags = int64(load_once(buffer, "flags"))
+    if flags != VRING_DESC_F_WRITE or room < need:
+        return False
+    host, within = translate(t, port, ring, address)
+    if within < room:
+        return False
+    poke(host, np.uint64, np.uint64(0))
+    poke(host + 8, np.uint32, ONE_BUFFER)
+    copy_short(host + HEADER, int64(row["address"]), length)
+    give_back(vq, ring, head, need)
+    return True
+
+
+@kernel
 def expect(t: Any, w: Any, number: int, step: int) -> None:
     """Bring what `deliver` will touch nearer: what the guest wrote last lies in its processor's cache."""
     shared = at(w["engine"], 1, engine)[0]
@@ -196,32 +226,39 @@ def deliver(t: Any, w: Any, number: int, hold: int) -> None:
     index = int64(at(w["todo"], MAX_QUEUES, todo)[number]["first"])
     running = vq["running"] and vq["enabled"]
     w["steps_left"] = STEPS
-    batch = int64(0)
+    batch = offered = volume = int64(0)
     posted = max(available(vq, ring), 0) if running else int64(0)
     for ahead in range(min(AHEAD, posted)):
         expect_buffer(t, port, vq, ring, ahead)
     while index != NONE:
-        if batch + AHEAD < posted:
+        if posted > AHEAD:
             expect_buffer(t, port, vq, ring, AHEAD)
         one = frames[deliveries[index]["frame"]]
         outcome = int64(-1 - TO_GUEST_NOT_RUNNING)
         if running and health["fault"] == 0:
-            outcome = place(t, w, port, vq, ring, one)
+            if posted > 0 and place_at_once(t, port, vq, ring, one):
+                outcome = int64(DELIVERED)
+                posted -= 1
+            else:
+                outcome = place(t, w, port, vq, ring, one)
+                posted = max(available(vq, ring), 0)
         if outcome <= -1 - FAULT_BASE:
             fault(w, int64(row["vport"]), vq, -1 - FAULT_BASE - outcome)
             outcome = int64(-1 - TO_GUEST_NOT_RUNNING)
         if hold and outcome == -1 - TO_GUEST_NO_BUFFER:
             break
-        books["offered_to_guest"] += 1
+        offered += 1
         if outcome == DELIVERED:
             batch += 1
-            books["bytes_to_guest"] += one["length"]
+            volume += one["length"]
             deliveries[index]["done"] = DONE
         else:
             books["to_guest_drops"][-1 - outcome] += 1
             deliveries[index]["done"] = DONE_DROPPED
         index = int64(deliveries[index]["next"])
+    books["offered_to_guest"] += offered
     books["frames_to_guest"] += batch
+    books["bytes_to_guest"] += volume
     if running:
         wanted = publish(vq, ring)
         shown = now(w) if vq["features"] & RING_OBSERVED else int64(0)
