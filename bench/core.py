@@ -15,6 +15,7 @@ as for 256. The recording is as large for one address as for 4096. Both reach pa
 from __future__ import annotations
 
 import contextlib
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
@@ -105,8 +106,10 @@ class Rings:
     def __init__(self, size: int) -> None:
         parts = [-(-sum(split_ring_bytes(size)) // PAGE) * PAGE, size * STRIDE]
         self.length = 2 * parts[0] + parts[1]
-        self._memory = np.zeros(self.length + PAGE, np.uint8)
-        self.host = -(-address_of(self._memory) // PAGE) * PAGE
+        self._memory = mmap.mmap(
+            -1, self.length
+        )  # shared: small pages, as guests' memory has, however large it is
+        self.host = address_of(np.frombuffer(self._memory, np.uint8))
         self.receive = self._ring(size, self.host)
         self.transmit = self._ring(size, self.host + parts[0])
         self._post(size, GUEST_BASE + 2 * parts[0])

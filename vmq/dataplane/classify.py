@@ -21,6 +21,7 @@ from vmq.dataplane.state import (
     DELIVERIES,
     HASH_FACTOR,
     HASH_MASK,
+    LINE,
     MAX_QUEUES,
     MAX_VPORTS,
     NONE,
@@ -29,12 +30,16 @@ from vmq.dataplane.state import (
     account,
     bucket,
     delivery,
+    engine,
     near_miss,
     queue,
+    queue_state,
+    ring_state,
     stranger,
     todo,
+    virtqueue,
 )
-from vmq.jit import at, int64, kernel, peek
+from vmq.jit import at, int64, kernel, peek, prefetch
 
 # Under which address a group stands. Each is a group address, and plain filters have none (filters/compiled.py); a
 # frame's own address is looked up only if it is unicast. So no frame finds a group where it looks for a receive queue,
@@ -72,6 +77,14 @@ def search(address: int, mask: int, key: int, uplink: int) -> int:
 
 
 @kernel
+def expect_filter(t: Any, row: Any) -> None:
+    """Bring nearer where the search for a frame's receive queue begins."""
+    mask = int64(t["bucket_mask"])
+    key = mac_at(row["address"]) | (int64(row["vid"]) << VID_SHIFT)
+    prefetch(int64(t["buckets"]) + slot_of(key, int64(row["uplink"]), mask) * bucket.itemsize, 0)
+
+
+@kernel
 def lookup(t: Any, mac: int, vid: int, uplink: int) -> int:
     """Receive queue of a filter (of one of GROUP_KEYS: the group), or NONE."""
     return search(int64(t["buckets"]), int64(t["bucket_mask"]), mac | (vid << VID_SHIFT), uplink)
@@ -90,7 +103,21 @@ def count_drop(address: int, code: int) -> None:
 
 
 @kernel
-def note(w: Any, frame_index: int, queue: int) -> None:
+def expect_receiver(t: Any, w: Any, number: int) -> None:
+    """Bring the rows of a receive queue nearer: `deliver` needs them when the burst is steered. Not another worker's own."""
+    row = int64(t["queues"]) + number * queue.itemsize
+    prefetch(row + LINE, 0)
+    virtqueue_row = int64(t["virtqueues"]) + 2 * number * virtqueue.itemsize
+    prefetch(virtqueue_row, 0)
+    prefetch(virtqueue_row + LINE, 0)
+    if at(row, 1, queue)[0]["worker"] == w["index"]:
+        shared = at(w["engine"], 1, engine)[0]
+        prefetch(int64(shared["ring_state"]) + 2 * number * ring_state.itemsize, 1)
+        prefetch(int64(shared["queue_state"]) + number * queue_state.itemsize, 1)
+
+
+@kernel
+def note(t: Any, w: Any, frame_index: int, queue: int) -> None:
     """Note one delivery: link it to the others of its receive queue."""
     rows = at(w["deliveries"], DELIVERIES, delivery)
     lists = at(w["todo"], MAX_QUEUES, todo)
@@ -102,6 +129,7 @@ def note(w: Any, frame_index: int, queue: int) -> None:
     if lists[queue]["first"] < 0:
         lists[queue]["first"] = index
         lists[queue]["count"] = 0
+        expect_receiver(t, w, queue)
         at(w["touched"], DELIVERIES, np.int64)[w["touched_count"]] = queue
         w["touched_count"] += 1
     else:

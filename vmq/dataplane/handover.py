@@ -276,7 +276,7 @@ def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
         elif verdict == 1:
             index = int64(w["frame_count"])
             unwrap(w, frames[index], place)
-            note(w, index, number)
+            note(t, w, index, number)
             w["frame_count"] += 1
         elif verdict == 0:
             w["parked"] += 1

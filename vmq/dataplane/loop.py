@@ -56,10 +56,10 @@ from vmq.jit import (
 
 # Empty rounds before a worker sleeps: some 50 µs of polling. A guest that answers at once finds the worker awake.
 IDLE_ROUNDS = 64
-# A guest that has sent nothing for QUIET_ROUNDS rounds is silent: in each round one in QUIET_SHARE of those is looked at, and
-# all of them in the first after a sleep, for somebody has kicked. With 256 silent guests a frame from the wire costs half
-# as much again otherwise: each look takes three lines of the cache.
-QUIET_ROUNDS, QUIET_SHARE = 64, 16
+# A guest that has sent nothing for QUIET_ROUNDS rounds is silent: in each round QUIET_LOOKS of those are looked at and one in
+# QUIET_SHARE, and all of them in the first after a sleep, for somebody has kicked. With 256 silent guests a frame from the
+# wire costs half as much again otherwise: each look takes three lines of the cache.
+QUIET_ROUNDS, QUIET_LOOKS, QUIET_SHARE = 64, 4, 64
 REPLAY_WAIT_MS = 1  # a replay whose destination is full looks again after this long
 # So does a worker that owes an indication, or at the ring of a front-end that does not kick (vhost-user SET_VRING_KICK).
 POLL_WAIT_MS = 1
@@ -113,7 +113,8 @@ def guest_rounds(t: Any, w: Any, mine: Any) -> int:
             place -= 1
             nod_off(w, place)
     count = int64(mine["poll_count"])
-    for _ in range((count - w["awake"] + QUIET_SHARE - 1) // QUIET_SHARE):
+    silent = count - int64(w["awake"])
+    for _ in range(min(silent, QUIET_LOOKS + silent // QUIET_SHARE)):
         turn = int64(w["turn"]) if w["awake"] <= w["turn"] < count else int64(w["awake"])
         w["turn"] = turn + 1
         if guest_round(t, w, order[turn]):

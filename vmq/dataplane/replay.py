@@ -122,7 +122,7 @@ def replay_backlog(t: Any, w: Any, lane: Any, state: Any) -> None:
         frames[index]["source"] = NONE
         frames[index]["uplink"] = lane["uplink"]
         if still_there(t, number, int64(rows[index]["generation"])):
-            note(w, index, number)
+            note(t, w, index, number)
         else:
             state["account"]["drops"][HANDOVER_MOVED] += 1
     w["frame_count"] = count

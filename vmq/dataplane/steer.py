@@ -50,7 +50,7 @@ def flood(t: Any, w: Any, index: int, row: Any, key: int) -> int:
     for place in range(segment["first"], segment["first"] + segment["count"]):
         member = members[place]
         if member != row["source"]:
-            note(w, index, ports[member]["first_queue"])
+            note(t, w, index, ports[member]["first_queue"])
             copies += 1
     return copies
 
@@ -83,7 +83,7 @@ def claimed(t: Any, w: Any, index: int, row: Any) -> bool:
         return True
     if target < 0 or owner_of(t, target) == row["source"]:
         return False
-    note(w, index, target)
+    note(t, w, index, target)
     books = at(row["account"], 1, account)[0]
     books["forwarded"] += 1
     books["copies"] += 1
@@ -123,7 +123,7 @@ def steer(t: Any, w: Any, index: int, has_uplink: int, forward_link_local: int, 
             count_drop(row["account"], OWN_ADDRESS)
             return
         if target >= 0:
-            note(w, index, target)
+            note(t, w, index, target)
             copies = int64(1)
         outgoing = target < 0 and from_guest and has_uplink != 0
         if target < 0:
