@@ -184,7 +184,7 @@ class Daemon:
                 where = f"{self.path}: [engine] {fixed[0]}"
                 raise ConfigError(where, "it cannot change while vmq runs", "restart vmq run")
         except VmqError as error:
-            self.engine.journal.tell("configured", actions=0, wrong=str(error), remedy=error.remedy)
+            self.engine.configured(0, error)
             raise
         return new
 

@@ -196,7 +196,7 @@ WEB: dict[str, Any] = {
 
 def test_a_running_engine_is_asked_for_its_views(vmq, engine, facts) -> None:
     """Without any configuration."""
-    engine.answer([WEB], [], [], [{"cpu": 1, "effective": [1]}], [])
+    engine.answer([WEB], [], [], [{"cpu": 1, "effective": [1]}], [], [])
 
     code, out, _ = vmq("doctor", "D06")
 
@@ -206,6 +206,7 @@ def test_a_running_engine_is_asked_for_its_views(vmq, engine, facts) -> None:
         "uplinks",
         "processors",
         "misses",
+        "configuration",
     ]
     assert code == 1
     assert "D06  VM web: Asked for, and not in effect\n" in out
@@ -264,7 +265,7 @@ def test_the_page_for_administrators_names_what_exists() -> None:
     """docs/administrators.md: keys of the configuration, verbs and views of vmq."""
     page = (Path(__file__).parents[2] / "docs/administrators.md").read_text()
     records = {"engine": (Engine,), "uplink": (Tap, Packet), "vm": (Vm,)}
-    keys = set(re.findall(r"`\[(engine|uplink|vm)(?:\.NAME)?\] (\w+)`", page))
+    keys = set(re.findall(r"`\[(engine|uplink|vm)(?:\.NAME)?\] (\w+)[^`]*`", page))
     verbs = set(re.findall(r"`vmq (\w+)(?: (\w+))?[^`]*`", page.replace("\n", " ")))
 
     assert len(keys) > 8

@@ -76,7 +76,7 @@ def test_in_json_it_has_the_words_of_show(vmq, file: Path, six: str) -> None:
     found = json.loads(out)
 
     assert (code, err) == (0, "")
-    assert set(found) == {"vms", "processors", "left_out", "capacity", "notes"}
+    assert set(found) == {"vms", "processors", "left_out", "capacity", "notes", "not_planned"}
     assert [(row["name"], row["processors"]) for row in found["vms"]] == [
         ("web", [2]),
         ("db", [4]),
@@ -123,3 +123,42 @@ def test_what_run_would_refuse_ends_with_2(vmq, file: Path, six: str) -> None:
     code, _, err = vmq("plan", str(file), "--topology", str(file.parent))
     assert code == 2
     assert "no processors are listed there" in err
+
+
+def test_receive_queues_of_clients_are_said_not_to_be_in_the_plan(vmq, file: Path, six: str, engine) -> None:
+    """Those of the engine that answers at the file's socket; of another host nobody asks."""
+    rows = [
+        {"vm": "web", "queue": 0, "queue_id": 1, "owner": "config", "processor": 0, "weight": 100},
+        {
+            "vm": "web",
+            "queue": 1,
+            "queue_id": 3,
+            "owner": "backup",
+            "processor": 2,
+            "weight": 50,
+            "drops": {},
+        },
+        {"vm": "web", "queue": 2, "queue_id": None, "owner": None, "processor": 2, "weight": None},
+    ]
+    engine.answer(rows)
+    _, out, _ = vmq("plan", str(file))
+    told = [line for line in out.splitlines() if line.startswith("not planned")]
+    assert told == [
+        "not planned: receive queue 3 of backup for web, on processor 2: a client's, in the engine that runs"
+    ]
+    _, out, _ = vmq("plan", str(file), "--json")
+    assert json.loads(out)["not_planned"] == [
+        {"queue_id": 3, "owner": "backup", "vm": "web", "processor": 2, "weight": 50}
+    ]
+    assert [asked["params"] for asked in engine.asked] == [{"what": "queues"}] * 2
+    assert "not planned" not in vmq("plan", str(file), "--topology", six)[1]
+    assert len(engine.asked) == 2
+
+
+@pytest.mark.parametrize("answer", [b"nonsense\n", b'{"result": 1}\n', b'{"result": [1]}\n', b""])
+def test_an_engine_that_answers_strangely_does_not_keep_anybody_from_planning(
+    vmq, file: Path, engine, answer: bytes
+) -> None:
+    engine.answers = [answer]
+    code, out, err = vmq("plan", str(file), "--json")
+    assert (code, err, json.loads(out)["not_planned"]) == (0, "", [])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from vmq.config.records import KINDS, Config, Engine, Tap, Vm
+from vmq.config.records import KINDS, Config, Engine, Tap, Vm, tables
 from vmq.config.schema import schema
 
 MANUAL = Path(__file__).parents[2] / "docs" / "man" / "vmq.toml.5"
@@ -72,3 +73,13 @@ def test_every_key_stands_in_the_manual_page(key: str) -> None:
 def test_every_kind_of_uplink_stands_in_the_manual_page(kind: str) -> None:
     """The same for the kinds."""
     assert f'.SS "kind = \\(dq{kind}\\(dq"' in MANUAL.read_text(encoding="utf-8")
+
+
+def test_a_configuration_as_tables_has_every_key_in_values_of_json() -> None:
+    """Two that are equal have equal tables; each table has the name that it has in the file."""
+    found = tables(Config(uplinks={"lan": Tap(device="t0", processors=(1,))}, vms={"a": VM}))
+
+    assert set(found) == {"engine", "doctor", "uplink.lan", "vm.a"}
+    assert json.loads(json.dumps(found)) == found
+    assert (found["uplink.lan"]["kind"], found["uplink.lan"]["processors"]) == ("tap", [1])
+    assert set(found["vm.a"]) == set(Vm.__struct_fields__)

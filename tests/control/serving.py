@@ -78,6 +78,19 @@ class Client:
         self.close()
 
 
+def words(last: int = 1, **more: Any) -> dict[str, Any]:
+    """A filter of one address."""
+    return {"tests": [{"field": "mac_destination", "value": f"52:54:00:00:00:{last:02x}"}]} | more
+
+
+def queue(client: Client, owner: str = "a", *, complete: bool = True, **parameters: Any) -> int:
+    number: int = client.ask("allocate_queue", owner=owner, parameters=parameters)["queue"]
+    if complete:
+        done = client.ask("queue_allocation_complete", owner=owner, queues=[number])
+        assert done == [{"queue": number, "status": "SUCCESS", "why": ""}]
+    return number
+
+
 class Serving:
     """A server with a contract for each name, in a thread of its own."""
 

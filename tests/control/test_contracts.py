@@ -1,60 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations over a real socket: every status by its cause, owners of connections, and any nonsense."""
+"""The operations over a real socket: what they do, every status by its cause, and who has an address that two want."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from tests.contract.double import BUDGET
 from tests.control.daemon import Process
-from tests.control.from_schema import ANYTHING, allowed, nearly
-from tests.control.serving import Client, Serving, until
-from vmq.contract import DROP_QUEUE, Budget, Capabilities, Property
+from tests.control.serving import Client, Serving, queue, until, words
+from tests.engine.running import MACS, PATIENCE, Running, frame
+from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities, Property
 from vmq.contract.contract import QUEUES_MAX
 from vmq.control import answers
+from vmq.control.contracts import Contracts
+from vmq.control.requests import understood
 from vmq.control.schema import METHODS, schema
+from vmq.control.session import Session
+from vmq.errors import ApiError, ConfigError
 from vmq.filters import Capabilities as FilterCapabilities
 from vmq.filters import Field
-
-SCHEMA = schema()
-OPERATIONS = [name for name, declared in METHODS.items() if declared.operation or name == "reset"]
-
-
-def words(last: int = 1, **more: Any) -> dict[str, Any]:
-    """A filter of one address."""
-    return {"tests": [{"field": "mac_destination", "value": f"52:54:00:00:00:{last:02x}"}]} | more
-
-
-@pytest.fixture
-def serving() -> Iterator[Serving]:
-    with Serving() as one:
-        yield one
-
-
-@pytest.fixture
-def client(serving: Serving) -> Iterator[Client]:
-    with serving.client() as one:
-        yield one
-
-
-def queue(client: Client, owner: str = "a", *, complete: bool = True, **parameters: Any) -> int:
-    number: int = client.ask("allocate_queue", owner=owner, parameters=parameters)["queue"]
-    if complete:
-        done = client.ask("queue_allocation_complete", owner=owner, queues=[number])
-        assert done == [{"queue": number, "status": "SUCCESS", "why": ""}]
-    return number
-
+from vmq.guest.guest import Guest
 
 # --- what they do
 
@@ -278,144 +248,6 @@ def test_what_is_full_is_a_failure_and_what_is_off_not_supported():
         assert client.status("set_filter", owner="a", queue=0, filter=words(2)) == "NOT_SUPPORTED"
 
 
-# --- owners
-
-
-@pytest.mark.parametrize(
-    ("method", "params"),
-    [
-        ("allocate_queue", {}),
-        ("queue_allocation_complete", {"queues": [1]}),
-        ("set_queue_parameters", {"queue": 1, "parameters": {}}),
-        ("free_queue", {"queue": 1}),
-        ("set_filter", {"queue": 0, "filter": words(7)}),
-        ("clear_filter", {"filter": 1}),
-        ("move_filter", {"filter": 1, "queue": 1}),
-        ("reset_statistics", {"queue": 1}),
-    ],
-)
-def test_nobody_changes_anything_in_the_name_of_another_connection_or_of_the_file(
-    serving: Serving, client: Client, method: str, params: dict[str, Any]
-):
-    """In the operation's own status; its own connection may, and need not say who it is."""
-    with serving.client() as other:
-        assert client.ask("claim_owner", owner="a") == {"owner": "a"}
-        number = client.ask("allocate_queue")["queue"]
-        client.ask("queue_allocation_complete", queues=[number])
-        client.ask("set_filter", queue=0, filter=words())
-        before = serving.everything()
-        for owner, remedy in (("a", "use a name of your own"), ("config", "SIGHUP")):
-            error = other.say(method, owner=owner, **params)["error"]
-            expected = "FILE_NOT_FOUND" if method == "clear_filter" else "INVALID_PARAMETER"
-            assert (error["status"], remedy in error["remedy"]) == (expected, True)
-        assert serving.everything() == before
-        assert client.status(method, **params) == "SUCCESS"
-
-
-def test_a_change_needs_somebody_who_asks(client: Client):
-    """A query does not: it is the administrator's."""
-    assert client.say("allocate_queue")["error"]["message"] == "ALLOCATE_QUEUE: nobody asks"
-    assert client.status("enum_queues") == "SUCCESS"
-    assert client.status("reset_statistics", queue=0) == "SUCCESS"
-
-
-def test_a_claimed_owner_is_not_the_administrator(serving: Serving, client: Client):
-    """Neither by leaving its name out, nor for what is everybody's."""
-    theirs = queue(client, "b")
-    with serving.client() as mine:
-        mine.ask("claim_owner", owner="m")
-        own = mine.ask("allocate_queue")["queue"]
-        before = serving.everything()
-        for number in (0, DROP_QUEUE, theirs):
-            assert mine.status("reset_statistics", queue=number) == "INVALID_PARAMETER"
-        error = mine.say("reset")["error"]
-        assert (error["status"], "'m'" in error["message"]) == ("INVALID_PARAMETER", True)
-        assert serving.everything() == before
-        assert mine.status("reset_statistics", queue=own) == "SUCCESS"
-    assert client.status("reset_statistics", queue=0) == client.status("reset") == "SUCCESS"
-
-
-def test_an_owner_is_bound_to_one_connection_and_a_connection_to_one_owner(serving: Serving, client: Client):
-    with serving.client() as other:
-        for _ in range(2):
-            assert client.ask("claim_owner", owner="a") == {"owner": "a"}
-        assert client.status("claim_owner", owner="b") == "INVALID_PARAMETER"
-        assert other.status("claim_owner", owner="a") == "INVALID_PARAMETER"
-        for name in ("config", "", "x" * 257, "a\n"):
-            assert other.status("claim_owner", owner=name) == "INVALID_PARAMETER"
-        assert other.status("claim_owner", owner="b") == "SUCCESS"
-    client.close()
-    with serving.client() as later:
-        until(lambda: later.status("claim_owner", owner="a") == "SUCCESS")
-
-
-@pytest.mark.parametrize(
-    "last",
-    [b"", b'{"api":1,"method":"free_q', b"nonsense\n", b"x" * (3 << 20), b'{"api":1,"method":"subscribe"}\n'],
-)
-def test_when_a_connection_ends_all_of_its_owner_is_taken_down_everywhere(last: bytes):
-    """Filters first, in every contract, however it ends; others keep what they have, and so does a lasting owner."""
-    with Serving("lan", "") as serving, serving.client() as other:
-        for uplink in ("lan", ""):
-            kept = other.ask("allocate_queue", uplink=uplink, owner="lasting")["queue"]
-        before = {name: bench.everything()[:2] for name, bench in serving.benches.items()}
-        client = serving.client()
-        client.ask("claim_owner", owner="a")
-        for uplink in ("lan", ""):
-            number = client.ask("allocate_queue", uplink=uplink)["queue"]
-            client.ask("queue_allocation_complete", uplink=uplink, queues=[number])
-            client.ask("set_filter", uplink=uplink, queue=number, filter=words(1))
-            client.ask("set_filter", uplink=uplink, queue=0, filter=words(2))
-            client.ask("set_filter", uplink=uplink, queue=number, filter=words(3))
-        with contextlib.suppress(BrokenPipeError):  # of a line that is too long not all is read
-            client.raw(last)
-        client.close()
-        until(lambda: not serving.of_contracts.owners._claimed)
-        assert {name: bench.everything()[:2] for name, bench in serving.benches.items()} == before
-        assert other.ask("queue_parameters", uplink="lan", queue=kept)["owner"] == "lasting"
-
-
-def test_buffers_that_are_out_when_the_owner_goes_come_back_later(serving: Serving, client: Client):
-    """It never fails: the receive queue waits for them, as with any other that is freed."""
-    mine = serving.client()
-    mine.ask("claim_owner", owner="a")
-    number = mine.ask("allocate_queue")["queue"]
-    mine.ask("queue_allocation_complete", queues=[number])
-    serving.bench.double.out[number] = 2
-    mine.close()
-    until(lambda: serving.bench.step(number) == "Freeing")
-    assert client.status("claim_owner", owner="a") == "SUCCESS"
-    serving.bench.double.out.clear()
-    serving.do(serving.bench.contract.progress, number)
-    assert [row["queue"] for row in client.ask("enum_queues")] == [0]
-
-
-def test_an_owner_that_was_there_is_bound_with_all_that_it_had(serving: Serving, client: Client):
-    """What a command has set can be handed to a program."""
-    queue(client)
-    mine = serving.client()
-    mine.ask("claim_owner", owner="a")
-    assert len(client.ask("enum_queues")) == 2
-    mine.close()
-    until(lambda: len(client.ask("enum_queues")) == 1)
-
-
-def test_a_fault_in_one_contract_keeps_no_other(caplog: pytest.LogCaptureFixture):
-    with Serving("lan", "wan") as serving, serving.client() as other:
-        mine = serving.client()
-        mine.ask("claim_owner", owner="a")
-        for uplink in ("lan", "wan"):
-            mine.ask("allocate_queue", uplink=uplink)
-
-        def broken(_: str) -> None:
-            raise KeyError("ours")
-
-        serving.benches["lan"].contract.release_owner = broken  # type: ignore[method-assign,assignment]
-        mine.close()
-        until(lambda: len(other.ask("enum_queues", uplink="wan")) == 1)
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
-
-
 # --- a real engine
 
 
@@ -439,7 +271,7 @@ def test_an_engine_answers_as_it_is_declared(tmp_path: Path):
             mine.raw(b'{"api": 1, "method": "free_qu')
             mine.close()
             until(lambda: looks.ask("enum_queues") == before)
-            assert looks.ask("schema") == SCHEMA
+            assert looks.ask("schema") == schema()
             told = msgspec.convert(looks.ask("events"), list[answers.AnyEvent])
             assert any(isinstance(one, answers.DmaStopped) and one.queue == number for one in told)
             with Client(process.api) as stream:
@@ -450,180 +282,89 @@ def test_an_engine_answers_as_it_is_declared(tmp_path: Path):
         assert "fault" not in process.log
 
 
-# --- any nonsense
+# --- one address, wanted by a client and by the configuration
 
 
-@pytest.fixture(scope="module")
-def arena() -> Iterator[Serving]:
-    with Serving("lan", queues_max=12, filters_max=12) as serving:
-        yield serving
+class Engine:
+    """The operations of the API on an engine that runs here, for a client "x" that is no connection."""
+
+    def __init__(self, folder: Path) -> None:
+        self.running = Running(folder)
+        self._functions = Contracts(self.running.engine).functions()
+
+    def ask(self, method: str, **params: Any) -> Any:
+        asked = understood(method, METHODS[method].form, {"owner": "x", **params})
+        return self.running.do(self._functions[method], Session(), asked)
+
+    def filter(self, queue: int, last: int, **more: Any) -> int:
+        number: int = self.ask("set_filter", queue=queue, filter=words(last) | more)["filter"]
+        return number
+
+    def taken(self, vm: str) -> str:
+        """What `vmq show settings` says of the addresses of a VM that are another's."""
+        rows = self.running.show("settings")
+        return next(str(row["why"]) for row in rows if (row["of"], row["name"]) == (f"vm {vm}", "filters"))
 
 
-@st.composite
-def requests(draw: st.DrawFn, methods: list[str]) -> tuple[str, Any]:
-    """A method and parameters that its schema allows, or nearly."""
-    method = draw(st.sampled_from(methods))
-    good = allowed(SCHEMA["methods"][method]["params"], SCHEMA["$defs"])
-    return method, draw(good | nearly(good) | st.dictionaries(st.text(max_size=3), ANYTHING, max_size=3))
-
-
-@given(asked=st.lists(requests(list(METHODS)), max_size=8))
-@settings(max_examples=150, deadline=None)
-def test_any_request_gets_a_documented_answer_and_a_refused_one_changes_nothing(
-    arena: Serving, asked: list[tuple[str, Any]]
-):
-    """Of whatever form, in whatever order; what is left by one is what the next one meets."""
-    arena.do(arena.bench.forget)
-    with arena.client() as client:
-        for method, params in asked:
-            before = arena.everything()
-            answer = client.say(method, **{str(name): value for name, value in params.items()})
-            if "error" in answer:
-                assert answer["error"]["status"] in METHODS[method].statuses, (method, params, answer)
-                assert answer["error"]["message"] != "the engine failed to answer", (method, params)
-                assert arena.everything() == before
-            elif method == "subscribe":
-                break
-    until(lambda: not arena.of_contracts.owners._claimed)
-
-
-@given(
-    line=st.binary(max_size=80)
-    | requests(OPERATIONS).flatmap(
-        lambda one: st.tuples(
-            st.just(json.dumps({"api": 1, "method": one[0], "params": one[1]}).encode()),
-            st.integers(0, 200),
-            st.binary(max_size=3),
-        ).map(lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] + 1 :])
-    )
-)
-@settings(max_examples=150, deadline=None)
-def test_any_line_gets_one_answer(arena: Serving, line: bytes):
-    """Bytes, and requests that were spoiled somewhere."""
-    line = line.replace(b"\n", b"")
-    with arena.client() as client:
-        client.raw(line + b"\n")
-        answer = client.line()
-        if "error" in answer:
-            assert answer["error"]["message"] != "the engine failed to answer"
-            assert answer["error"]["status"] in {"NOT_SUPPORTED", "NOT_FOUND"}.union(
-                *(declared.statuses for declared in METHODS.values())
-            )
-        if b"subscribe" not in line:
-            assert client.say("ping") == {"result": {"pid": 1, "compiled_after_start": []}}
-
-
-class Clients(RuleBasedStateMachine):
-    """Two programs that come and go, and an owner that lasts, against a model that only knows who has what."""
-
-    owners = st.sampled_from(["a", "b", "lasting"])
-    picks = st.integers(0, 20)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.serving = Serving("lan")
-        self.looks = self.serving.client()
-        self.clients: dict[str, Client] = {}
-        self.queues: dict[int, str] = {}
-        self.complete: set[int] = set()
-        self.filters: dict[int, tuple[str, int]] = {}  # owner, receive queue
-        self.last = 0
-
-    def teardown(self) -> None:
-        for client in [self.looks, *self.clients.values()]:
-            client.close()
-        self.serving.__exit__()
-
-    def of(self, owner: str) -> tuple[Client, dict[str, str]]:
-        """A connection that may ask for the owner, and how."""
-        if owner == "lasting":
-            return self.looks, {"owner": owner}
-        if owner not in self.clients:
-            self.clients[owner] = self.serving.client()
-            self.clients[owner].ask("claim_owner", owner=owner)
-        return self.clients[owner], {}
-
-    def pick(self, pick: int, ids: dict[int, Any]) -> int:
-        return [*ids, 99][pick % (len(ids) + 1)]
-
-    @rule(owner=owners)
-    def allocate(self, owner: str) -> None:
-        client, named = self.of(owner)
-        self.queues[client.ask("allocate_queue", **named)["queue"]] = owner
-
-    @rule(owner=owners, pick=picks)
-    def finish(self, owner: str, pick: int) -> None:
-        number = self.pick(pick, self.queues)
-        client, named = self.of(owner)
-        (done,) = client.ask("queue_allocation_complete", queues=[number], **named)
-        mine = self.queues.get(number) == owner and number not in self.complete
-        room = len(self.complete) < BUDGET.queues
-        assert done["status"] == ("INVALID_PARAMETER" if not mine else "SUCCESS" if room else "RESOURCES")
-        if mine and room:
-            self.complete.add(number)
-
-    @rule(owner=owners, pick=picks)
-    def free(self, owner: str, pick: int) -> None:
-        number = self.pick(pick, self.queues)
-        client, named = self.of(owner)
-        may = self.queues.get(number) == owner and all(on != number for _, on in self.filters.values())
-        assert client.status("free_queue", queue=number, **named) == (
-            "SUCCESS" if may else "INVALID_PARAMETER"
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """VMs a and b; the client has a receive queue of VM c, which has none for its addresses."""
+    one = Engine(tmp_path)
+    with one.running as running:
+        running.configure(
+            a=running.vm("a", 1), b=running.vm("b", 2), c=running.vm("c", 3, queue_pairs=2, weight=0)
         )
-        if may:
-            del self.queues[number]
-            self.complete.discard(number)
-
-    @rule(owner=owners, pick=picks)
-    def set(self, owner: str, pick: int) -> None:
-        number = self.pick(pick, {0: "", **self.queues})
-        client, named = self.of(owner)
-        self.last += 1
-        tests = [{"field": "mac_destination", "value": 2 + (self.last << 8)}]
-        answer = client.say("set_filter", queue=number, filter={"tests": tests}, **named)
-        assert ("result" in answer) == (number == 0 or self.queues.get(number) == owner)
-        if "result" in answer:
-            self.filters[answer["result"]["filter"]] = (owner, number)
-
-    @rule(owner=owners, pick=picks)
-    def clear(self, owner: str, pick: int) -> None:
-        number = self.pick(pick, self.filters)
-        client, named = self.of(owner)
-        may = self.filters.get(number, ("", 0))[0] == owner
-        assert client.status("clear_filter", filter=number, **named) == (
-            "SUCCESS" if may else "FILE_NOT_FOUND"
-        )
-        if may:
-            del self.filters[number]
-
-    @rule(owner=st.sampled_from(["a", "b"]), cut=st.sampled_from([b"", b'{"api":1', b"x\n"]))
-    def leave(self, owner: str, cut: bytes) -> None:
-        """The program is killed, perhaps in the middle of a line."""
-        if owner in self.clients:
-            client = self.clients.pop(owner)
-            client.raw(cut)
-            client.close()
-            until(lambda: owner not in self.serving.of_contracts.owners._claimed)
-            self.queues = {number: whose for number, whose in self.queues.items() if whose != owner}
-            self.complete &= set(self.queues)
-            self.filters = {number: one for number, one in self.filters.items() if one[0] != owner}
-
-    @rule(owner=st.sampled_from(["a", "b"]))
-    def pretend(self, owner: str) -> None:
-        """To be somebody who is there."""
-        if owner in self.clients:
-            assert self.looks.status("allocate_queue", owner=owner) == "INVALID_PARAMETER"
-
-    @invariant()
-    def all_is_as_the_model_has_it(self) -> None:
-        rows = self.looks.ask("enum_queues")
-        assert {row["queue"]: row["owner"] for row in rows} == {0: "", **self.queues}
-        assert {row["queue"] for row in rows if row["effective"]} == self.complete
-        listed = self.looks.ask("enum_filters")
-        assert {row["filter"]: (row["owner"], row["queue"]) for row in listed} == self.filters
+        yield one
 
 
-def test_clients_that_come_and_go_in_any_order():
-    run_state_machine_as_test(
-        Clients, settings=settings(max_examples=30, stateful_step_count=25, deadline=None)
-    )
+def test_priority_decides_between_a_client_and_the_configuration(engine: Engine):
+    """The configuration has 0. The same: refused. Higher: the client's. Lower: none of it. And back, when it is cleared."""
+    running = engine.running
+    mine = engine.ask("allocate_queue", parameters={"vm": "c"})["queue"]
+    engine.ask("queue_allocation_complete", queues=[mine])
+    with running.guest("a") as a, running.guest("b") as b, running.guest("c", queues=2) as c:
+        until(lambda: running.show("vms", "c")["queues_running"] == 2)
+
+        def sent(number: int, to: Guest) -> None:
+            """The frame arrives there, and nowhere else."""
+            one = frame(MACS[1], MACS[0], number)
+            a.send([one])
+            assert to.receive(1, PATIENCE) == [one]
+            until(lambda: sum(row["frames_to_guest"] for row in running.show("vms")) == number)
+
+        # Also where nobody would get it, and for another receive queue of the VM itself.
+        for queue, last in ((mine, 2), (DEFAULT_QUEUE, 2), (DROP_QUEUE, 2), (mine, 3)):
+            with pytest.raises(ApiError, match=r"filter \d+ of config, of another receive queue") as refused:
+                engine.filter(queue, last)
+            assert refused.value.status == "INVALID_PARAMETER"
+        sent(1, b)
+
+        lower = engine.filter(mine, 2, priority=-1)
+        sent(2, b)
+        assert engine.taken("b") == ""
+        higher = engine.filter(mine, 2, priority=1)
+        sent(3, c)
+        assert engine.taken("b") == f"filter {higher} of owner x (priority 1) takes all frames to {MACS[1]}"
+        engine.ask("clear_filter", filter=higher)
+        engine.ask("clear_filter", filter=lower)
+        sent(4, b)
+        assert engine.taken("b") == ""
+
+
+def test_an_address_that_a_client_has_is_refused_to_a_configuration_that_comes_later(engine: Engine):
+    """The old one stays in force whole; the error names the filter, and what to do. Another priority is no quarrel."""
+    running = engine.running
+    vms = {name: vm.config for name, vm in running.engine.vms.items()}
+    number = engine.filter(DROP_QUEUE, 9)
+    before = running.show("filters")
+    for changed in ({"d": running.vm("d", 9)}, {"a": running.vm("a", mac=(MACS[0], MACS[8]))}):
+        with pytest.raises(ConfigError) as refused:
+            running.configure(**vms | changed)
+        assert f"filter {number} of x" in refused.value.wrong
+        assert f"vmq filter clear {number} --owner x" in refused.value.remedy
+        assert running.show("filters") == before
+
+    engine.ask("clear_filter", filter=number)
+    number = engine.filter(DROP_QUEUE, 9, priority=1)
+    running.configure(**vms | {"d": running.vm("d", 9)})
+    assert engine.taken("d").startswith(f"filter {number} of owner x (priority 1) takes all frames")

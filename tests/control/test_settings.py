@@ -3,18 +3,32 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
 import pytest
 
-from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, until
+from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, frame, until
 from vmq.abi.ethernet import mac_number
+from vmq.cli.show import COLUMNS, text
+from vmq.config import Config, Doctor, Engine, Memory, Packet, Pcap, Tap, schema
 from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
+from vmq.control.settings import of_uplink
 from vmq.doctor import Facts, Situation, rules_queues
+from vmq.errors import VmqError
 from vmq.filters import Field, FieldTest, Filter, Kind
+from vmq.table import cell
+from vmq.topology import read
+from vmq.uplink import packet, tap
+from vmq.uplink.base import setting
+from vmq.uplink.pcapfile import CaptureWriter
 
 LAN = msgspec.structs.replace(NO_FRAMES, queues=1, mtu=1400)
 
@@ -37,24 +51,213 @@ def found(running: Running, of: str) -> dict[str, dict[str, Any]]:
 
 def test_no_setting_goes_without_the_three_and_what_differs_has_a_reason(running: Running):
     rows = running.show("settings")
-    assert {row["of"] for row in rows} == {"engine", "uplink lan", "vm a", "vm b", "vm c"}
+    assert {row["of"] for row in rows} == {"engine", "doctor", "uplink lan", "vm a", "vm b", "vm c"}
     for row in rows:
         assert set(row) == {"of", "name", "requested", "effective", "why"}
         assert row["requested"] == row["effective"] or row["why"], row
-    keys = {
-        "receive_queue",
-        "filters",
-        "processor",
-        "placement",
-        "queue_pairs",
-        "mtu",
-        "offloads",
-        "moderation",
-        "overload",
-        "accept",
+    assert len({(row["of"], row["name"]) for row in rows}) == len(rows)
+    for view, of, name in (("vms", "vm", "a"), ("uplinks", "uplink", "lan")):
+        told = running.show(view, name)["settings"]
+        assert {one["name"]: {"of": f"{of} {name}", **one} for one in told} == found(running, f"{of} {name}")
+
+
+def test_text_and_json_say_the_same(running: Running):
+    """Cell for cell: none is cut, and none is in one of them only."""
+    rows = running.show("settings")
+    columns = COLUMNS["settings"].split()
+    assert set(columns) == set(rows[0])
+    lines = text("settings", rows).splitlines()
+    cells = [re.split(" {2,}", line.strip()) for line in lines]
+    assert cells == [columns, *([cell(row[name]) for name in columns] for row in rows)]
+
+
+# --- no key of the configuration is missing ---------------------------------------------------------------------
+
+NO_SETTING = {  # names and paths: what they are is what they say
+    ("Engine", "api"): "the socket that is asked",
+    ("Engine", "group"): "whose the sockets are",
+    ("Vm", "socket"): "where it is; vmq show vms has it",
+    **{(kind, "kind"): "which keys the table has" for kind in ("Tap", "Packet", "Pcap", "Memory")},
+}
+OF_ANOTHER_NAME = {("Vm", "mac"): "filters"}
+NODE = read().nodes.get(FIRST_CPU)  # None: this host has no nodes, and would refuse one
+UPLINK = {"mtu": 2000, "link_local": "forward", "processors": (FIRST_CPU,), "numa_node": NODE, "queues": 1}
+OTHER: dict[
+    str, dict[str, Any]
+] = {  # for each key a value that is not its default; a key that is missing here fails
+    "Engine": {"processors": (FIRST_CPU,), "guard": False, "placement": "dynamic"},
+    "Doctor": {
+        "ignore": ("D13",),
+        "wake_us": 1,
+        "busy_percent": 1,
+        "single_percent": 1,
+        "drops_per_million": 1,
+        "ring": 64,
+        "busy_frames": 1,
+        "idle_percent": 1,
+        "every": 1,
+    },
+    "Memory": {**UPLINK, "size": 100, "flows": 2, "count": 8, "lossless": False},
+    "Pcap": {**UPLINK, "read": "wire", "write": "out", "repeat": 2, "rate": 3_000_000, "lossless": False},
+    "Vm": {
+        "mode": "connect",
+        "uplink": "lan",
+        "mac": (MACS[5], MACS[6]),
+        "vlan": 7,
+        "learn": ("0e:fc:00:00:00:00/24",),
+        "learn_max": 3,
+        "qmp": "qmp.sock",
+        "qmp_nic": "net0",
+        "processor": FIRST_CPU,
+        "queue_pairs": 2,
+        "weight": 7,
+        "overload": "hold",
+        "overload_frames": 9,
+        "indications": 3_000,
+        "indication_frames": 5,
+        "spoof_check": False,
+        "storm_limit": 11,
+        "accept": ("unknown",),
+        "mtu": 1300,
+    },
+}
+
+
+def keys_of(table: str) -> list[str]:
+    """The keys of a table of the configuration that are settings, from its schema."""
+    return [key for key in schema()["$defs"][table]["properties"] if (table, key) not in NO_SETTING]
+
+
+def test_every_table_of_the_configuration_is_judged_here():
+    tables = {table for table in schema()["$defs"] if table != "Config"}
+    assert tables == {*OTHER, "Tap", "Packet"}
+    assert all(key in schema()["$defs"][table]["properties"] for table, key in NO_SETTING)
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Iterator[tuple[Running, dict[str, dict[str, dict[str, Any]]]]]:
+    """An engine, and its rows table by table: all keys left out (by then gone), and each with another value."""
+    wire, other_wire, out, qmp = (str(tmp_path / name) for name in ("wire", "other", "out", "qmp.sock"))
+    for path in (wire, other_wire):
+        with contextlib.closing(CaptureWriter(path)) as made:
+            made.write(frame(MACS[0], MACS[1]))
+    files = {"read": other_wire, "write": out}
+    with Running(tmp_path) as one:
+        plain = Config(
+            uplinks={"lan": Memory(count=0), "file": Pcap(read=wire)},
+            vms={"v": one.vm("v", 1, queue_pairs=16)},
+        )
+        other = Config(
+            engine=Engine(**OTHER["Engine"]),
+            doctor=Doctor(**OTHER["Doctor"]),
+            uplinks={"lan": Memory(**OTHER["Memory"]), "file": Pcap(**OTHER["Pcap"] | files)},
+            vms={"v": one.vm("v", 1, **OTHER["Vm"] | {"qmp": qmp})},
+        )
+        names = {
+            "Engine": "engine",
+            "Doctor": "doctor",
+            "Memory": "uplink lan",
+            "Pcap": "uplink file",
+            "Vm": "vm v",
+        }
+        shown: dict[str, dict[str, dict[str, Any]]] = {}
+        for when, config in (("before", plain), ("after", other)):
+            one.do(one.engine.reconfigure, config)
+            shown |= {f"{table} {when}": found(one, of) for table, of in names.items()}
+        yield one, shown
+
+
+def test_every_key_that_is_changed_is_another_setting(
+    changed: tuple[Running, dict[str, dict[str, dict[str, Any]]]],
+):
+    """From the schema: a new key is missing in OTHER, or in the view, or its row does not follow it."""
+    _, shown = changed
+    for table, values in OTHER.items():
+        before, after = shown[f"{table} before"], shown[f"{table} after"]
+        assert set(keys_of(table)) == set(values), table
+        for key in keys_of(table):
+            name = OF_ANOTHER_NAME.get((table, key), key)
+            assert {name} <= before.keys() & after.keys(), (table, key)
+            if values[key] is not None:
+                assert after[name]["requested"] != before[name]["requested"], (table, key)
+        rows = [*before.values(), *after.values()]
+        assert [row for row in rows if row["requested"] != row["effective"] and not row["why"]] == []
+
+
+def test_what_is_changed_is_in_effect_as_it_was_asked_for(
+    changed: tuple[Running, dict[str, dict[str, dict[str, Any]]]],
+):
+    """But for what the guest decides, and what one processor, one frame or one queue cannot."""
+    _, shown = changed
+    differ = {
+        (table, name)
+        for table in OTHER
+        for name, row in shown[f"{table} after"].items()
+        if row["requested"] != row["effective"]
     }
-    assert set(found(running, "vm a")) == keys
-    assert [one["name"] for one in running.show("vms", "a")["settings"]] == list(found(running, "vm a"))
+    assert differ == {
+        ("Engine", "placement"),
+        ("Vm", "placement"),
+        ("Vm", "offloads"),
+        ("Vm", "queue_pairs"),
+        ("Vm", "qmp_nic"),
+        ("Pcap", "queues"),
+    }
+
+
+@pytest.mark.parametrize("kind", [tap, packet])
+def test_no_key_of_a_device_is_missing(running: Running, monkeypatch: pytest.MonkeyPatch, kind: ModuleType):
+    """What its kind reads back (its own tests open one, as root) and what is said of every uplink."""
+    calls = (node for node in ast.walk(ast.parse(inspect.getsource(kind))) if isinstance(node, ast.Call))
+    names = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setting"]
+    told = [setting(str(one.value), None, None) for one in names if isinstance(one, ast.Constant)]
+    table = {tap: Tap, packet: Packet}[kind]
+    opened = running.engine.uplinks["lan"]._replace(config=table(device="eth0"))
+    monkeypatch.setitem(running.engine.uplinks, "lan", opened)
+    rows = running.do(of_uplink, running.engine, "lan", {"settings": told})
+    assert set(keys_of(table.__name__)) <= {row["name"] for row in rows}
+
+
+def test_what_a_device_says_without_a_reason_gets_one(running: Running):
+    """It was left out, or somebody else has changed the device."""
+    told = [
+        setting("mtu", None, 9000),
+        setting("bridge", "br0", None),
+        setting("promiscuous", False, True, "it must"),
+    ]
+    rows = {
+        row["name"]: row["why"] for row in running.do(of_uplink, running.engine, "lan", {"settings": told})
+    }
+    assert rows["mtu"] == "left out: it is the device's own"
+    assert rows["bridge"] == "something outside of vmq changed it after vmq had set it"
+    assert rows["promiscuous"] == "it must"
+
+
+def test_dynamic_placement_needs_a_second_processor(running: Running):
+    running.do(running.engine.reconfigure, Config(engine=Engine(placement="dynamic")))
+    row = found(running, "engine")["placement"]
+    assert (row["requested"], row["effective"], row["why"]) == ("dynamic", "static", "there is one processor")
+
+
+def test_a_reload_that_is_refused_leaves_the_doctor_as_he_was(running: Running, tmp_path: Path):
+    """All keys of the old configuration stay in force, not only those of uplinks and VMs."""
+    config = msgspec.structs.replace(running.engine.config, doctor=Doctor(every=7))
+    running.do(running.engine.reconfigure, config)
+    bad = msgspec.structs.replace(config, uplinks={"file": Pcap(read=str(tmp_path / "nothing"))})
+    with pytest.raises(VmqError):
+        running.do(running.engine.reconfigure, bad)
+    assert found(running, "doctor")["every"]["effective"] == 7
+
+
+def test_an_address_list_that_cannot_be_followed_is_not_in_effect(running: Running, tmp_path: Path):
+    """While no front-end is connected there is nothing to follow, and nothing wrong."""
+    path = str(tmp_path / "nobody.qmp")
+    running.configure(a=running.vm("a", 1, qmp=path, qmp_nic="net0"))
+    row = found(running, "vm a")["qmp"]
+    assert (row["effective"], row["why"]) == (path, "followed while a front-end is connected")
+    with running.guest("a"):
+        until(lambda: found(running, "vm a")["qmp"]["effective"] is None)
+        assert path in found(running, "vm a")["qmp"]["why"]
 
 
 def test_a_receive_queue_that_a_vm_has_not_is_said_with_its_reason(running: Running):
@@ -106,11 +309,17 @@ def test_an_address_that_a_filter_takes_away_is_not_in_effect(running: Running):
 
 
 def test_moderation_is_in_effect_where_a_vm_has_its_own_queue(running: Running):
-    a, b, c = (found(running, f"vm {name}")["moderation"] for name in "abc")
-    assert (a["requested"], a["effective"]) == ("1000 a second", "1000 a second")
-    assert (b["requested"], b["effective"]) == ("1000 a second or every 32 frames", "every batch")
-    assert b["why"] == "it has no receive queue of its own"
-    assert (c["requested"], c["effective"], c["why"]) == ("every batch", "every batch", "")
+    """Two keys, each with a row of its own."""
+
+    def row(vm: str, name: str) -> tuple[Any, Any, str]:
+        one = found(running, f"vm {vm}")[name]
+        return one["requested"], one["effective"], one["why"]
+
+    assert row("a", "indications") == (1000, 1000, "")
+    assert row("a", "indication_frames") == (0, 0, "")
+    assert row("b", "indications") == (1000, 0, "it has no receive queue of its own")
+    assert row("b", "indication_frames") == (32, 0, "it has no receive queue of its own")
+    assert row("c", "indications") == (0, 0, "")
 
 
 def test_the_mtu_and_the_queue_pairs_of_a_guest_are_what_it_has(running: Running):

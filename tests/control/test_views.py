@@ -18,11 +18,11 @@ from vmq.cli.show import COLUMNS, text
 from vmq.contract import DROP_QUEUE
 from vmq.control.views import drops, show
 from vmq.dataplane import reasons
-from vmq.errors import ApiError
+from vmq.errors import ApiError, ConfigError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 
 TO_NOBODY = FieldTest(Field.MAC_DESTINATION, Kind.EQUAL, mac_number(MACS[90]))
-VIEWS = ("vms", "queues", "filters", "uplinks", "processors")
+VIEWS = ("vms", "queues", "filters", "uplinks", "processors", "configuration")
 
 
 @pytest.fixture
@@ -190,3 +190,18 @@ def test_a_view_that_is_none_is_said_in_words(running: Running):
     with pytest.raises(ApiError, match="nothing called 'dogs' to show") as refused:
         show(running.engine, "dogs")
     assert refused.value.exit_code == 2
+
+
+def test_the_configuration_is_what_is_in_force_and_why_a_later_one_is_not(running: Running):
+    """Until one is taken."""
+    (before,) = running.show("configuration")
+    assert (before["file"], before["refused"]) == (os.path.abspath("test.toml"), None)
+    assert before["in_force"]["vm.c"]["vlan"] == 7
+    with pytest.raises(ConfigError):
+        running.configure(a=running.vm("a", processor=4000))
+    (refused,) = running.show("configuration")
+    assert refused["in_force"] == before["in_force"]
+    assert "4000" in refused["refused"]
+    running.configure(a=running.vm("a", 1))
+    (taken,) = running.show("configuration")
+    assert (taken["refused"], "vm.c" in taken["in_force"]) == (None, False)

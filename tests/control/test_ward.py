@@ -22,6 +22,7 @@ from vmq.control.ward import MOST, Ward
 from vmq.doctor import CATALOGUE, Facts, Situation, catalogue
 from vmq.doctor.facts import Cpu
 from vmq.doctor.finding import Evidence, Fix, Outcome, found, unknown
+from vmq.errors import ConfigError
 from vmq.jit import watch_compilation
 
 FIX = Fix("cpupower frequency-set -g performance")
@@ -200,6 +201,20 @@ def test_the_whole_catalogue_tells_a_mistake_and_that_it_has_gone(running: Runni
     running.pair()
     told = [[record for record in look(running, one) if record["code"] == "D30"] for _ in range(4)]
     assert [[record["status"] for record in some] for some in told] == [[], ["found"], [], ["cleared"]]
+
+
+def test_a_configuration_that_was_refused_is_told_until_one_is_taken(running: Running):
+    """D06: what is in force is not what somebody asked for last."""
+    one = running.do(lambda: Ward(running.engine, read=Facts))
+    running.pair()
+    look(running, one)
+    with pytest.raises(ConfigError):
+        running.configure(a=running.vm("a", processor=4000))
+    (told,) = (record for record in look(running, one) if record["code"] == "D06")
+    assert (told["status"], told["severity"]) == ("found", "warning")
+    assert told["subject"].endswith("/test.toml")
+    running.pair()
+    assert [record["status"] for record in look(running, one) if record["code"] == "D06"] == ["cleared"]
 
 
 def test_the_real_host_is_looked_at_and_nothing_compiled(running: Running):

@@ -134,3 +134,17 @@ def test_a_text_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     record(tmp_path, {"empty": "", "said": "x"})
 
     assert [text(tmp_path / name) for name in ("empty", "said", "none", ".")] == [None, "x", None, None]
+
+
+@pytest.mark.parametrize(
+    ("effective", "allowed", "served"),
+    [("1", "0-3", (1,)), ("0", "2-3", (2, 3)), ("", "2", (2,)), ("1", "", (1,)), ("", "", None)],
+)
+def test_an_interrupt_that_is_to_move_counts_where_it_was_sent(
+    tmp_path: Path, effective: str, allowed: str, served: tuple[int, ...] | None
+) -> None:
+    """It moves when it comes the next time, which may be never: an idle NIC would seem to refuse the order."""
+    files = {"effective_affinity_list": effective, "smp_affinity_list": allowed}
+    root = record(tmp_path, {f"proc/irq/9/{name}": text for name, text in files.items()})
+
+    assert Facts.read(root).irqs.get(9) == served

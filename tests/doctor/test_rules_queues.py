@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from tests.doctor.hosts import DB, LAN, host, links, nic, only, qemu, see, statuses, vm
+from vmq.config import parse as parse_config
+from vmq.config import tables
 from vmq.doctor.finding import Outcome
 from vmq.doctor.libvirt import parse
 from vmq.doctor.rules_queues import inspected, not_in_effect, queues_unused, refused
+from vmq.doctor.situation import Situation
 
 SOCKET = "/run/vmq/web.sock"
 MAC = "52:54:00:00:00:01"
@@ -168,6 +171,67 @@ def test_settings_with_a_rule_of_their_own_are_left_to_it() -> None:
     }
     assert statuses(not_in_effect(see("", None, vms=[row]))) == ["clear"]
     assert statuses(not_in_effect(see("", None, vms=[row | {"own_queue": True}]))) == ["found"]
+
+
+def in_force(text: str, file: str = "/etc/vmq.toml", refused: str | None = None) -> dict[str, Any]:
+    """The row of `vmq show configuration`."""
+    return {"file": file, "in_force": tables(parse_config(text, file)), "refused": refused}
+
+
+def with_file(said: str, **row: Any) -> Situation:
+    """A file with that text, and an engine."""
+    return replace(see(said, None, configuration=[in_force(**row)]), where="/etc/vmq.toml")
+
+
+WEB = vm("web", socket="/run/web.sock")
+
+
+@pytest.mark.parametrize(
+    ("now", "where", "value"),
+    [
+        (WEB + "mtu = 1400\n", "/etc/vmq.toml: [vm.web] mtu", "1400"),
+        (WEB + LAN, "/etc/vmq.toml: [uplink.lan]", "is there"),
+        (vm("db", DB, socket="/run/web.sock") + "[doctor]\n", "/etc/vmq.toml: [vm.db]", "is there"),
+        ('[engine]\nprocessors = "1"\n' + WEB, "/etc/vmq.toml: [engine] processors", "[1]"),
+    ],
+)
+def test_a_file_that_is_not_in_force_is_found_with_the_keys(now: str, where: str, value: str) -> None:
+    """It was edited, and nobody told the engine. Keys of [engine] need more than SIGHUP."""
+    found = next(one for one in not_in_effect(with_file(now, text=WEB)) if one.subject.startswith("config"))
+
+    assert (found.subject, found.severity) == ("configuration /etc/vmq.toml", "warning")
+    assert (found.evidence[0].where, found.evidence[0].value) == (where, value)
+    assert found.fix is not None
+    assert (found.fix.restart == "vmq run") is ("[engine]" in where)
+
+
+def test_a_file_that_was_refused_says_so_and_what_is_in_force_instead() -> None:
+    refusal = "/etc/vmq.toml: [vm.web] mtu: no"
+    found = only(not_in_effect(with_file(WEB + "mtu = 1400\n", text=WEB, refused=refusal)))
+
+    assert [entry.value for entry in found.evidence] == [refusal, "1400"]
+    assert "has refused the file" in found.why
+
+
+def test_a_file_that_is_in_force_or_another_one_is_none() -> None:
+    """What was refused is in the file no more; a file that no engine runs says nothing of the engine's."""
+    assert statuses(not_in_effect(with_file(WEB, text=WEB))) == ["clear"]
+    assert statuses(not_in_effect(with_file(WEB, text=WEB, refused="no"))) == ["clear"]
+    assert statuses(not_in_effect(with_file(WEB + "mtu = 1400\n", text=WEB, file="/etc/b.toml"))) == ["clear"]
+    other = with_file(WEB, text=WEB, file="/etc/b.toml", refused="no such device")
+    assert only(not_in_effect(other)).subject == "configuration /etc/b.toml"
+    none_read = see("", None, configuration=[in_force(WEB, refused="no")])
+    assert only(not_in_effect(none_read)).evidence[0].value == "no"
+
+
+def test_keys_that_one_of_the_two_versions_does_not_know_are_no_difference() -> None:
+    row = in_force(WEB)
+    row["in_force"]["vm.web"] |= {"of_tomorrow": 1}
+    del row["in_force"]["vm.web"]["learn"]
+
+    assert statuses(not_in_effect(replace(see(WEB, None, configuration=[row]), where="/etc/vmq.toml"))) == [
+        "clear"
+    ]
 
 
 def test_a_worker_that_was_moved() -> None:

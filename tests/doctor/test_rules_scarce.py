@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,14 @@ def test_weight_0_on_a_busy_vm_is_d10_alone() -> None:
     found = only(left_without(situation))
     assert (found.evidence[1].value, found.confidence) == (f"no: {why}", "likely")
     assert found.fix.steps == (edit("vm.web", weight=100),)
+
+
+def test_weight_0_of_a_vm_that_was_measured_to_be_slower_is_none() -> None:
+    """D22 has said so, and its fix is weight 0."""
+    situation = scarce(None, row("web", 5000, own=False), row("db", 10, own=True), web=0)
+    shown = {**(situation.shown or {}), "vms": [{"name": "web", "proved": {"answer": "slower"}}]}
+
+    assert statuses(left_without(replace(situation, shown=shown))) == ["clear"]
 
 
 def test_weight_0_on_an_idle_vm_is_none() -> None:

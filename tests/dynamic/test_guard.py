@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -222,3 +223,10 @@ def test_falls_in_a_day_are_few_whatever_is_measured():
         falls += turn is not None and turn.path is Path.PLAIN
         now = guard.due
     assert falls <= 16
+
+
+def test_a_record_has_every_number_and_the_answer_as_a_word():
+    """For JSON."""
+    record = Verdict(Answer.SLOWER, "own 90", own=90.0, pairs=16).record()
+    assert (record["answer"], record["why"], record["own"], record["pairs"]) == ("slower", "own 90", 90.0, 16)
+    assert json.loads(json.dumps(record)) == record

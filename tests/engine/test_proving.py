@@ -73,6 +73,8 @@ def test_both_ways_are_measured_in_turns_and_the_own_one_is_in_force_again(
         assert (proof.verdict.pairs, proof.wrong) == (4 if FRAMES >= FRAMES_MIN else 0, "")
         assert FRAMES < FRAMES_MIN or 0 < proof.verdict.own < 1e6
         assert running.engine.publisher.timed is False
+        assert running.show("vms", "a")["proved"] == proof.verdict.record()
+        assert running.show("vms", "b")["proved"] is None
         until(lambda: not vm.queues[0].shared)
 
 

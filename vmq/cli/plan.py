@@ -4,6 +4,9 @@
 What is printed is what `vmq run` does with the same file on the same host, decided by the same functions, in the
 words of `vmq show`. With --topology the host is another one, recorded in a directory. An engine that already runs
 and reloads the file leaves VMs where they are while it may.
+
+A file says nothing of receive queues that clients of the API have. Where an engine answers at the file's `api`, those are
+listed as not planned: they have their processors and their share of `queues` beside the plan, until it is started anew.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vmq.cli.client import ask_rows
 from vmq.cli.grammar import FILES, Verbs, add_json, add_verb, offer
-from vmq.table import table
+from vmq.errors import ApiError
+from vmq.table import Row, plain, table
 
 VMS = ("name", "mac", "vlan", "uplink", "queue_pairs", "processors", "placement", "shares_with", "why")
 PROCESSORS = ("cpu", "node", "core", "vms", "names")
@@ -40,9 +45,24 @@ def run(args: argparse.Namespace) -> int:
 
     config = load(args.file, read(root=args.topology).allowed)
     topology = read(devices(config), args.topology)
-    found = forecast(config, topology, plan(config, topology, args.file))
+    found: dict[str, Any] = {**forecast(config, topology, plan(config, topology, args.file))}
+    found["not_planned"] = [] if args.topology else not_planned(config.engine.api)
     print(json.dumps(found, indent=2) if args.json else "\n".join(lines(found)))
     return 0
+
+
+def not_planned(api: str) -> list[Row]:
+    """Receive queues of clients of the API, if an engine runs: no file says them."""
+    from vmq.contract import CONFIG
+
+    try:
+        rows = ask_rows(api, "show", what="queues")
+    except ApiError:  # none runs, or it is not for us to ask: then there is the file, and that is all
+        return []
+    members = ("queue_id", "owner", "vm", "processor", "weight")
+    return [
+        {name: row.get(name) for name in members} for row in rows if row.get("owner") not in (None, CONFIG)
+    ]
 
 
 def lines(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
@@ -69,6 +89,9 @@ def lines(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
         (row["placement"]["effective"], row["placement"]["why"]) for row in found["vms"]
     ):
         yield f"placement {effective}: {why}"
+    for row in found["not_planned"]:
+        words = f"not planned: receive queue {row['queue_id']} of {row['owner']} for {row['vm']}"
+        yield plain(f"{words}, on processor {row['processor']}: a client's, in the engine that runs")
     for note in found["notes"]:
         yield f"{note['code']} {note['subject']}: {note['what']}. Remedy: {note['remedy']}"
 

@@ -30,6 +30,7 @@ from vmq.config.records import (
     Tap,
     Uplink,
     Vm,
+    tables,
 )
 from vmq.config.schema import schema
 
@@ -52,4 +53,5 @@ __all__ = [
     "mac_prefix",
     "parse",
     "schema",
+    "tables",
 ]

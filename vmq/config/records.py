@@ -338,3 +338,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename={"uplinks": "upli
 
     def __hash__(self) -> int:
         return hash((self.engine, self.doctor, frozenset(self.uplinks.items()), frozenset(self.vms.items())))
+
+
+def tables(config: Config) -> dict[str, dict[str, Any]]:
+    """A configuration as its tables, `vm.web` → keys and values of JSON, those too that the file leaves out."""
+    said: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+    named = {f"{kind}.{name}": keys for kind in ("uplink", "vm") for name, keys in said[kind].items()}
+    return {"engine": said["engine"], "doctor": said["doctor"], **named}

@@ -20,7 +20,7 @@ from typing import Any
 from vmq.contract.budget import Budget, Grant, Need, balance, regrant
 from vmq.contract.capabilities import Capabilities, Property, enabled
 from vmq.contract.parameters import NAME_MAX, Parameters, changed, parameters
-from vmq.contract.registry import DEFAULT_QUEUE, Effects, Installed, ReceiveQueue, Registry, sees
+from vmq.contract.registry import CONFIG, DEFAULT_QUEUE, Effects, Installed, ReceiveQueue, Registry, sees
 from vmq.contract.status import Operation, refusal
 from vmq.contract.views import filter_record, queue_record
 from vmq.errors import ApiError, VmqError
@@ -258,8 +258,12 @@ class Contract:
     def _check_rivals(self, operation: Operation, queue: ReceiveQueue, new: Filter, besides: int = 0) -> None:
         rival = self._registry.rivals.quarrel(new, queue.id, besides)
         if rival is not None:
-            wrong = f"a frame could pass this filter and filter {rival}, of another receive queue"
-            raise refusal(operation, wrong, "make them exclude each other, or give one the higher priority")
+            owner = self._registry.filter(operation, None, rival).owner
+            wrong = f"a frame could pass this filter and filter {rival} of {owner}, of another receive queue"
+            remedy = "make them exclude each other, or give one the higher priority"
+            if queue.owner == CONFIG:  # what a file says has no priority
+                remedy = f"vmq filter clear {rival} --owner {owner}, or set that one with another priority"
+            raise refusal(operation, wrong, remedy)
 
     # --- owners
 

@@ -47,7 +47,7 @@ class Schema(Request):
 
 
 class Show(Request):
-    """The rows of one view: vms, queues, filters, uplinks, processors, misses, settings or histograms."""
+    """The rows of one view: vms, queues, filters, uplinks, processors, misses, settings, histograms or configuration."""
 
     what: str = "vms"
 

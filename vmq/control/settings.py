@@ -1,41 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was asked for, what is in effect, and why the two differ: for every setting of VMs, processors and uplinks.
+"""What was asked for, what is in effect, and why the two differ: for every setting there is.
 
 VMQ's critics name one thing above all: "enabled" does not mean "in effect". So no view has a setting without the three,
-and `why` is empty only where they agree.
+and `why` is empty only where they agree. A row has the name of its key in the configuration. Four have none:
+
+    filters          the addresses of `mac`, and those that a VM has learned or follows
+    receive_queue    what `weight` is for
+    placement        of a VM: who writes the payload
+    offloads         what the guest may do without
+
+Effective is read where it is in force: from the kernel, the front-end, the lane or the next version of the tables. What
+clients of the API have beside the configuration has rows of its own (owned.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from vmq.abi.ethernet import mac_text
-from vmq.config import cpu_text
+from vmq.config import Memory, Pcap, Tap, cpu_text
 from vmq.control.filtered import taken
+from vmq.control.owned import of_owners
+from vmq.engine.changes import OpenedUplink
 from vmq.engine.engine import Engine
 from vmq.engine.vm import DEFAULT_MTU, Vm
 from vmq.uplink.base import setting
 
 Row = dict[str, Any]
-EVERY_BATCH = "every batch"
+UNTAGGED = "untagged"
+LEFT_OUT = "left out: it is the device's own"
+CHANGED = "something outside of vmq changed it after vmq had set it"
 NO_OFFLOADS = "not offered in this version: checksums and segments are finished before a guest gets them"
+NO_QUEUE = "it has no receive queue of its own"
 
 
 def settings(engine: Engine) -> list[Row]:
-    """Every setting of a running engine, the engine's own first."""
+    """Every setting of a running engine, the engine's own first, those of clients last."""
     found = [{"of": "engine", **row} for row in _of_engine(engine)]
+    found += [{"of": "doctor", **row} for row in _of_doctor(engine)]
     for name, opened in engine.uplinks.items():
-        own = [_receive_queues(engine, name), *opened.uplink.status().get("settings", ())]
-        found += [{"of": f"uplink {name}", **row} for row in own]
-    return found + [{"of": f"vm {vm.name}", **row} for vm in engine.vms.values() for row in of_vm(vm)]
+        told = opened.uplink.status()
+        found += [{"of": f"uplink {name}", **row} for row in of_uplink(engine, name, told)]
+    found += [{"of": f"vm {vm.name}", **row} for vm in engine.vms.values() for row in of_vm(vm)]
+    return [*found, *of_owners(engine)]
 
 
 def _of_engine(engine: Engine) -> Iterator[Row]:
     asked = engine.config.engine
     cpus = cpu_text([worker.cpu for worker in engine.workers])
     yield setting("processors", cpu_text(asked.processors) if asked.processors else None, cpus, engine.why)
-    yield setting("placement", asked.placement, asked.placement)
+    if asked.placement == "dynamic" and len(engine.workers) == 1:
+        yield setting("placement", asked.placement, "static", "there is one processor")
+    else:
+        yield setting("placement", asked.placement, asked.placement)
+    fallen = [vm.name for vm in engine.vms.values() if engine.guarding.fallen(vm)]
+    words = f"on the default queue because of it: {', '.join(fallen)}" if fallen else ""
+    yield setting("guard", asked.guard, asked.guard, words)
+
+
+def _of_doctor(engine: Engine) -> Iterator[Row]:
+    """Its rules read them from the record itself."""
+    for key, value in msgspec.to_builtins(engine.config.doctor).items():
+        yield setting(key, value, value)
+
+
+# --- uplinks -----------------------------------------------------------------------------------------------------
+
+
+def of_uplink(engine: Engine, name: str, told: Mapping[str, Any]) -> list[Row]:
+    """Every setting of one uplink; `told` is its status: what its kind reads back."""
+    opened = engine.uplinks[name]
+    config, reach = opened.config, engine.changes.uplink_reaches[name]
+    words = reach.why or "all of the engine's"
+    asked = cpu_text(config.processors) if config.processors else None
+    forwards = "forward" if opened.uplink.lanes[0]["forward_link_local"] else "drop"
+    found = [
+        _receive_queues(engine, name),
+        setting("processors", asked, cpu_text(reach.cpus), words),
+        setting("numa_node", config.numa_node, config.numa_node),
+        setting("link_local", config.link_local, forwards),
+        *_of_kind(opened),
+        *map(_explained, told.get("settings", ())),
+    ]
+    if not any(row["name"] == "mtu" for row in found):
+        why = "" if config.mtu == opened.uplink.mtu else "left out: that of its longest frame, or the default"
+        found.append(setting("mtu", config.mtu, opened.uplink.mtu, why))
+    return found
+
+
+def _explained(row: Row) -> Row:
+    """What a device says without a reason has one of two."""
+    if row["why"] or row["requested"] == row["effective"]:
+        return row
+    return row | {"why": LEFT_OUT if row["requested"] is None else CHANGED}
 
 
 def _receive_queues(engine: Engine, uplink: str) -> Row:
@@ -47,18 +107,48 @@ def _receive_queues(engine: Engine, uplink: str) -> Row:
     return setting("queues", limit, have, why or ("as many as there are VMs" if limit != have else ""))
 
 
+def _of_kind(opened: OpenedUplink) -> Iterator[Row]:
+    """What only its kind has, and the kind itself does not read back."""
+    config, lane = opened.config, opened.uplink.lanes[0]
+    if isinstance(config, Tap):  # what they say happens once, when it is opened and when it is closed
+        yield setting("create", config.create, config.create)
+        yield setting("persist", config.persist, config.persist)
+    if isinstance(config, Pcap | Memory):
+        yield setting("lossless", config.lossless, bool(lane["lossless"]))
+    if isinstance(config, Pcap):
+        yield setting("read", config.read, config.read)
+        yield setting("repeat", _laps(config.repeat), _laps(int(lane["laps"])))
+        yield setting("rate", config.rate, config.rate if lane["gap"] else None)
+    if isinstance(config, Memory):
+        frames, laps = int(lane["source_count"]), int(lane["laps"])
+        yield setting("size", config.size, config.size)
+        yield setting("count", config.count, None if frames and not laps else frames * laps)
+
+
+def _laps(laps: int) -> int | str:
+    return laps or "no end"
+
+
+# --- VM ports ----------------------------------------------------------------------------------------------------
+
+
 def of_vm(vm: Vm) -> list[Row]:
     """Every setting of one VM port."""
     return [
         _own_queue(vm),
+        _weight(vm),
+        _uplink(vm),
+        setting("mode", vm.config.mode, vm.port.mode),
         _filters(vm),
+        *_followed(vm),
         _processor(vm),
         _written_by(vm),
         _queue_pairs(vm),
         _mtu(vm),
         setting("offloads", "all that the guest can do", "none", NO_OFFLOADS),
-        _moderation(vm),
-        setting("overload", vm.config.overload, vm.config.overload),
+        *_moderation(vm),
+        *_overload(vm),
+        *_checks(vm),
         _accept(vm),
     ]
 
@@ -130,15 +220,63 @@ def _accept(vm: Vm) -> Row:
     return setting("accept", asked, f"{asked} from other VMs", why)
 
 
-def _moderation(vm: Vm) -> Row:
-    asked = _moderated(vm.config.indications, vm.config.indication_frames)
-    if vm.home.owns(vm) or asked == EVERY_BATCH:
-        return setting("moderation", asked, asked)
-    return setting("moderation", asked, EVERY_BATCH, "it has no receive queue of its own")
+def _moderation(vm: Vm) -> Iterator[Row]:
+    """When the guest is told; 0: every batch."""
+    asked, first = vm.config, vm.queues[0]
+    # A gap is a whole number of nanoseconds: what was asked for may be the number that it came from.
+    indications = 10**9 // first.gap if first.gap else 0
+    if asked.indications and 10**9 // asked.indications == first.gap:
+        indications = asked.indications
+    why = "" if vm.home.owns(vm) else NO_QUEUE
+    yield setting("indications", asked.indications, indications, why if asked.indications else "")
+    yield setting(
+        "indication_frames", asked.indication_frames, first.gather, why if asked.indication_frames else ""
+    )
 
 
-def _moderated(indications: int, frames: int) -> str:
-    """When the guest is told."""
-    words = [f"{indications} a second"] if indications else []
-    words += [f"every {frames} frames"] if frames else []
-    return " or ".join(words) or EVERY_BATCH
+def _overload(vm: Vm) -> Iterator[Row]:
+    """What becomes of frames that find no buffer."""
+    asked, first = vm.config, vm.queues[0]
+    waits = "drop-oldest" if first.oldest else "hold"
+    yield setting("overload", asked.overload, waits if first.keep else "drop-newest")
+    frames = asked.overload_frames if asked.overload != "drop-newest" else None
+    yield setting("overload_frames", frames, first.keep or None)
+
+
+def _checks(vm: Vm) -> Iterator[Row]:
+    """What its guest may send, as it stands in the next version of the tables."""
+    entry, asked = vm.entry(), vm.config
+    yield setting("vlan", asked.vlan or UNTAGGED, entry.vlan or UNTAGGED)
+    yield setting("spoof_check", asked.spoof_check, entry.spoof_check)
+    yield setting("storm_limit", asked.storm_limit, entry.storm_limit)
+    yield setting("learn", list(asked.learn), list(asked.learn) if entry.learn else [])
+    beside = len(vm.learned) + len(vm.following.addresses)
+    words = f"{beside} learned or followed, room for {vm.room}" if entry.learn or asked.qmp else ""
+    yield setting("learn_max", asked.learn_max, beside + vm.room, words)
+
+
+def _weight(vm: Vm) -> Row:
+    asked = vm.home.contract.queue_parameters(None, vm.queue_id)["requested"]
+    return setting("weight", vm.config.weight, asked["weight"])
+
+
+def _uplink(vm: Vm) -> Row:
+    asked = vm.config.uplink
+    if asked is None or asked in vm.engine.uplinks:
+        return setting("uplink", asked, asked)
+    return setting("uplink", asked, None, "it could not be opened again: its log says why")
+
+
+def _followed(vm: Vm) -> Iterator[Row]:
+    """Whose list of addresses is followed."""
+    row, trouble, nic = vm.following.row(), vm.following.trouble, vm.config.qmp_nic
+    if row is None:
+        yield setting("qmp", None, None)
+        yield setting("qmp_nic", nic, None)
+        return
+    waits = "followed while a front-end is connected" if row["state"] == "off" else ""
+    yield setting("qmp", row["path"], None if trouble else row["path"], trouble[0] if trouble else waits)
+    words = (
+        "" if row["nic"] == nic else "told by its addresses" if nic is None else "QEMU has not named it yet"
+    )
+    yield setting("qmp_nic", nic, row["nic"], words)

@@ -16,10 +16,12 @@ import numpy as np
 
 from vmq.abi import virtio
 from vmq.abi.ethernet import mac_text
+from vmq.config import tables
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
 from vmq.control.histograms import histogram_row
 from vmq.control.misses import misses
-from vmq.control.settings import of_vm, settings
+from vmq.control.owned import parameters
+from vmq.control.settings import of_uplink, of_vm, settings
 from vmq.dataplane import reasons
 from vmq.engine.engine import Engine
 from vmq.engine.queues import UplinkQueues
@@ -92,6 +94,7 @@ def vm_row(vm: Vm) -> Row:
         "processors": [worker.cpu],
         "why": vm.engine.places[vm.name].why if vm.home.owns(vm) else f"default queue: {vm.lack}",
         "own_queue": vm.home.owns(vm),
+        "proved": vm.verdict.record() if vm.verdict else None,
         "settings": of_vm(vm),
         "queue_pairs": vm.config.queue_pairs,
         "queues_running": len(vm.running),
@@ -128,7 +131,7 @@ def queue_row(vm: Vm, index: int) -> Row:
         "own": not entry.shared if asked else None,
         "weight": asked["requested"]["weight"] if asked else None,
         "why": asked["why"] or _not_enabled(vm, index) if asked else UNUSED,
-        **_parameters(vm, index, asked),
+        **parameters(vm, index, asked),
         "size_to_guest": ring[2 * index].size,
         "size_from_guest": ring[2 * index + 1].size,
         "frames_to_guest": frames,
@@ -154,24 +157,6 @@ def _not_enabled(vm: Vm, index: int) -> str:
         return ""
     lost = f"the guest has not enabled queue pair {index}: frames for it are dropped (to_guest_not_running)"
     return f"{lost}; ethtool -L DEVICE combined {index + 1} in the guest"
-
-
-def _parameters(vm: Vm, index: int, asked: Row) -> Row:
-    """What the owner of a receive queue asked for, and what is in force: the contract's word, and the VM port's."""
-    effective, difference = dict(asked.get("effective", {})), dict(asked.get("difference", {}))
-    if effective:
-        entry, size = vm.queues[index], vm.session.rings[2 * index].size
-        indications = 10**9 // entry.gap if entry.gap else 0
-        wanted = asked["requested"]["moderation"]
-        if wanted["indications"] and 10**9 // wanted["indications"] == entry.gap:
-            indications = wanted["indications"]  # a gap is a whole number of nanoseconds
-        effective |= {
-            "weight": asked["requested"]["weight"],
-            "moderation": {"indications": indications, "frames": entry.gather},
-            "suggested_buffers": size or None,
-        }
-        difference["suggested_buffers"] = "the guest's ring decides"
-    return {"requested": asked.get("requested", {}), "effective": effective, "difference": difference}
 
 
 def filter_rows(engine: Engine) -> Iterable[Row]:
@@ -221,12 +206,10 @@ def _vlan(row: Row) -> int | str | None:
 
 def uplink_row(engine: Engine, name: str) -> Row:
     """One uplink: the sum of its lanes, and what the kernel says of it."""
-    number, uplink, _ = engine.uplinks[name]
-    count = len(engine.workers)
-    rows = engine.segment.rows["lane_state"][number * count : (number + 1) * count]
+    uplink, rows = engine.uplinks[name].uplink, engine.queues[name].effects.lanes.rows()
     row = {
         "name": name,
-        "lanes": count,
+        "lanes": len(rows),
         "queues": engine.uplinks[name].config.queues,
         "stale_ids": engine.queues[name].contract.stale_ids,
         **{
@@ -240,7 +223,8 @@ def uplink_row(engine: Engine, name: str) -> Row:
         "waiting": int(rows["pending"].sum()),
         "drops": drops(rows["to_wire_drops"], rows["account"]["drops"]),
     }
-    return row | uplink.status()
+    told = uplink.status()
+    return row | told | {"settings": of_uplink(engine, name, told)}
 
 
 def processor_row(engine: Engine, worker: Worker) -> Row:
@@ -264,6 +248,16 @@ def processor_row(engine: Engine, worker: Worker) -> Row:
     }
 
 
+def configuration_row(engine: Engine) -> Row:
+    """What is in force, as tables and keys; and what was wrong with a later one, if that was refused."""
+    refused = engine.refused
+    return {
+        "file": os.path.abspath(engine.where),
+        "in_force": tables(engine.config),
+        "refused": str(refused).partition("\n")[0] if refused else None,
+    }
+
+
 def show(engine: Engine, what: str) -> list[Row]:
     """The rows of one view."""
     if what == "vms":
@@ -280,12 +274,14 @@ def show(engine: Engine, what: str) -> list[Row]:
         return misses(engine)
     if what == "settings":
         return settings(engine)
+    if what == "configuration":
+        return [configuration_row(engine)]
     if what == "histograms":
         return [histogram_row(vm, index) for vm in engine.vms.values() for index in _set_up(vm)]
     raise ApiError(
         "NOT_FOUND",
         f"nothing called {what!r} to show",
-        "one of vms, queues, filters, uplinks, processors, misses, settings, histograms",
+        "one of vms, queues, filters, uplinks, processors, misses, settings, histograms, configuration",
     )
 
 

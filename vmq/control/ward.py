@@ -183,7 +183,7 @@ def examined(host: Facts, config: Config, rows: Rows, where: str) -> tuple[list[
     from vmq.doctor import BY_CODE, Situation, examine
 
     shown = {view: msgspec.json.decode(msgspec.json.encode(of)) for view, of in rows.items()}
-    see = Situation(facts=host, config=config, shown=shown, where=where)
+    see = Situation(facts=host, config=config, shown=shown, where=where, in_force=True)
     findings: list[Finding] = []
     failed: dict[str, str] = {}
     for code in BY_CODE:

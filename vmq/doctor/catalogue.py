@@ -15,7 +15,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
-from vmq.doctor import rules_filters, rules_guests, rules_processors, rules_queues, rules_scarce, rules_teams
+from vmq.doctor import (
+    rules_filters,
+    rules_guests,
+    rules_processors,
+    rules_proved,
+    rules_queues,
+    rules_scarce,
+    rules_teams,
+)
 from vmq.doctor.finding import Evidence, Finding, Outcome, Severity, clear, not_applicable, unknown
 from vmq.doctor.situation import Rule, Situation
 
@@ -59,21 +67,12 @@ def _says(outcome: Outcome, _: Situation) -> list[Outcome]:
     return [outcome]
 
 
-def blind(why: str) -> Rule:
-    """A rule that cannot look in this version."""
-    return partial(_says, unknown(why))
-
-
 def never(why: str) -> Rule:
     """A mistake that cannot be made here."""
     return partial(_says, not_applicable(why))
 
 
 _TABLE = "a VM has one active receive queue in this version, so there is no indirection table to be uneven"
-_MEASURE = (
-    "which number of receive queues is fastest shows in a measurement with each, under the guest's own load; no counter "
-    "says it afterwards, and only the guest can change it: ethtool -L DEVICE combined N"
-)
 _DRIVER_VERSION = "placement switched, the only one of this version, asks nothing of a driver: a newer one would allow no more"
 
 CATALOGUE = (
@@ -87,6 +86,9 @@ CATALOGUE = (
           "Windows Server: Switch Embedded Teaming", rules_processors.on_core_0),
     Entry("D05", "Two receive queues on one physical core", "plan", "warning",
           "KB2974384", rules_processors.on_siblings),
+    # Of a VM: no running receive queue, none of its own though idle, one on a queue pair that its guest does not enable;
+    # QEMU that does not meet it, or shares no memory. Of anything: a setting with another value, filters among them; a
+    # worker that was moved; a configuration file that is not the one in force, as it was refused or not read again.
     Entry("D06", "Asked for, and not in effect", "plan live", "note",
           "Windows Server: plan the use of vRSS", rules_queues.not_in_effect),
     Entry("D07", "A NIC driver known to be bad", "live", "error", "KB2986895", rules_scarce.swallowed),
@@ -118,7 +120,7 @@ CATALOGUE = (
     Entry("D21", "Receive queues and vCPUs do not match", "plan", "warning",
           "Windows Server: plan the use of vRSS", rules_guests.few_vcpus),
     Entry("D22", "More receive queues made it slower", "prove", "warning",
-          "virtio-win issue 237", blind(_MEASURE)),
+          "virtio-win issue 237", rules_proved.slower),
     Entry("D23", "An indirection table leads to one processor", "live", "warning",
           "Validate-HypvRssVMQ.ps1", never(_TABLE)),
     Entry("D24", "Several receive queues asked for, and something they need is missing", "plan live", "warning",

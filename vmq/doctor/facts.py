@@ -163,10 +163,16 @@ def _cpu(system: Path, number: int, topology: Topology) -> Cpu:
 
 
 def _irqs(place: Path) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Where an interrupt is served: what is in effect, else what is allowed."""
+    """Where an interrupt is served: what is in effect, else what is allowed.
+
+    An order to move it takes effect when it comes the next time. Until then it is in effect where it is not allowed.
+    """
     for entry in _entries(place):
         if entry.name.isdecimal():
-            served = _list(entry / "effective_affinity_list") or _list(entry / "smp_affinity_list")
+            served = _list(entry / "effective_affinity_list")
+            allowed = _list(entry / "smp_affinity_list")
+            if allowed and not (served and set(served) <= set(allowed)):
+                served = allowed
             if served:
                 yield int(entry.name), served
 

@@ -130,6 +130,11 @@ def sentence(phrase: str) -> str:
     return f"{phrase[0].upper()}{phrase[1:]}."
 
 
+def listed(names: list[str]) -> str:
+    """Some of them."""
+    return ", ".join(names[:8]) + (", …" if names[8:] else "")
+
+
 def settled(outcomes: list[Outcome], *looked: Evidence) -> list[Outcome]:
     """The outcomes of a rule that looked at everything: clear if there are none."""
     return outcomes or [clear(*looked)]

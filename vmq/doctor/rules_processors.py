@@ -91,9 +91,7 @@ def _interrupts_on(see: Situation, ours: set[int], others: set[int]) -> Iterator
             before = cpu_text(cpu for irq in there for cpu in see.facts.irqs[irq])
             yield found(
                 uplink.label,
-                Evidence(
-                    f"/proc/irq/{there[0]}/effective_affinity_list", before, f"none of {cpu_text(ours)}"
-                ),
+                Evidence(f"/proc/irq/{there[0]}/*_affinity_list", before, f"none of {cpu_text(ours)}"),
                 why="Frames of this uplink come in on the processor of the host's own work.",
                 fix=Fix(
                     command.format(free),

@@ -3,15 +3,17 @@
 
 The oldest complaint about VMQ is that it says "enabled" and does nothing. Here a receive queue that a VM asked for and
 does not have is always found, with the engine's own reason, and so is every setting that somebody asked for and whose
-effective value is another. What the engine would refuse at its start is found before it: too many queues, a socket
+effective value is another, and a file that is not in force. What the engine would refuse at its start is found before it: too many queues, a socket
 that QEMU looks for elsewhere, both sides waiting for the other to call.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vmq.config import tables
 from vmq.config.forms import cpu_text
 from vmq.doctor.finding import (
     RELOAD,
@@ -30,8 +32,10 @@ from vmq.doctor.steps import Command, Step, edit, words, writes
 
 VIEWS_WITH_SETTINGS = ("vms", "queues", "uplinks", "processors")
 QEMU_ENDS = "the guest is restarted"
+DIFFERENCES = 8  # keys that are named
 # Settings with a rule of their own: D08, D10 and D11 say who has no receive queue of its own, D21 and D24 how many run.
-OTHERS = frozenset({"receive_queue", "queues", "queue_pairs"})
+# What hinders following a list of addresses is the VM's last error, which D06 tells anyway.
+OTHERS = frozenset({"receive_queue", "queues", "queue_pairs", "qmp", "qmp_nic"})
 # What is asked for by default, or as a hint, and what no key brings about: `vmq show settings` says why they differ.
 SAID = frozenset({"placement", "offloads", "flows", "suggested_buffers"})
 
@@ -50,6 +54,7 @@ def not_in_effect(see: Situation) -> list[Outcome]:
             outcomes += [said for one in _settings(row) for said in _setting(view, row, one)]
     outcomes += [said for row in see.rows("queues") or () for said in _not_enabled(row)]
     outcomes += _without_own(see)
+    outcomes += [said for row in see.rows("configuration") or () for said in _not_taken(see, row)]
     moved = (_moved(row) for row in see.rows("processors") or ())
     outcomes += [said for said in moved if said is not None]
     return settled(
@@ -113,6 +118,44 @@ def _not_enabled(row: Row) -> Iterator[Outcome]:
         why=f"Receive queue {row['queue_id']} of {row.get('owner')} is in effect; its guest has not enabled it.",
         fix=Fix(f"In the guest: ethtool -L DEVICE combined {pair + 1}; or free the receive queue"),
     )
+
+
+def _not_taken(see: Situation, row: Row) -> Iterator[Outcome]:
+    """The file is not what is in force: the engine has refused it, or nobody has told it to read the file again."""
+    read = see.config is not None and not see.in_force
+    same_file = read and row.get("file") == os.path.abspath(see.where)
+    differ = list(_differing(see, row.get("in_force") or {})) if same_file else []
+    if not differ and (same_file or not row.get("refused")):  # what was refused is in the file no more
+        return
+    if row.get("refused"):
+        why = "The engine has refused the file; the configuration from before it stays in force."
+        fix = "Correct what the refusal names; then SIGHUP to vmq run"
+    else:
+        why = "The file was changed, and the engine was not told: what was in it before stays in force."
+        fix = "SIGHUP to vmq run, which reads it again"
+    refusal = (Evidence("vmq show configuration: refused", str(row["refused"]), "none"),)
+    yield found(
+        f"configuration {row.get('file')}",
+        *(refusal if row.get("refused") else ()),
+        *differ[:DIFFERENCES],
+        severity="warning",
+        why=why,
+        fix=Fix(fix, RELOAD if not any("[engine]" in one.where for one in differ) else "vmq run"),
+    )
+
+
+def _differing(see: Situation, in_force: Mapping[str, Any]) -> Iterator[Evidence]:
+    """Keys with another value in the file than in force. A key that one of the two does not know is no difference."""
+    asked = tables(see.config) if see.config else {}
+    for table in sorted(asked.keys() | in_force.keys()):
+        ours, theirs = asked.get(table), in_force.get(table)
+        if ours is None or theirs is None:
+            seen = "is not there" if ours is None else "is there"
+            yield Evidence(f"{see.where}: [{table}]", seen, "in force" if ours is None else "not in force")
+            continue
+        for key in sorted(ours.keys() & theirs.keys()):
+            if ours[key] != theirs[key]:
+                yield Evidence(see.key(table, key), str(ours[key]), f"{theirs[key]}, which is in force")
 
 
 def _settings(row: Row) -> Iterator[Row]:

@@ -8,6 +8,7 @@ queue, and lose nothing but their own place. One ranking, by frames since the st
     no queue of its own, busy, and an idle VM has one         D11   a swap would help
     the same, and nobody is idle                              D08   there are too few
     weight 0 for every VM of an uplink, or no queues at all   D34   "disabled", and was that measured?
+    it has one, and was measured to be slower with it         D22   weight 0 is right, then, and not D10's
 
 A VM that sends and gets nothing while its neighbours do is D07's: a NIC that swallows an address shows in no counter.
 """
@@ -26,11 +27,13 @@ from vmq.doctor.finding import (
     Outcome,
     clear,
     found,
+    listed,
     not_applicable,
     sentence,
     settled,
     unknown,
 )
+from vmq.doctor.rules_proved import proved
 from vmq.doctor.situation import PortView, Row, Situation, UplinkView, ports_on
 from vmq.doctor.steps import Edit, edit
 from vmq.dynamic import first_holders
@@ -132,7 +135,7 @@ def too_many(see: Situation) -> list[Outcome]:
         found(
             "engine",
             *looked,
-            Evidence("VMs that would have none", _some(without)),
+            Evidence("VMs that would have none", listed(without)),
             why="Receive queues are taken in the order of the configuration, and the engine refuses what is too many.",
             fix=Fix(
                 f"queue_pairs = {enough} in each [vm.NAME] of {see.where}",
@@ -144,10 +147,6 @@ def too_many(see: Situation) -> list[Outcome]:
     ]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", …" if names[8:] else "")
-
-
 def _too_few(see: Situation, uplink: UplinkView) -> Iterator[Outcome]:
     """More VMs of an uplink than receive queues for them; of a running engine, who has none, the busiest first."""
     asking = [port for port in ports_on(see, uplink.name) if port.weight]
@@ -157,7 +156,7 @@ def _too_few(see: Situation, uplink: UplinkView) -> Iterator[Outcome]:
     if ranking is None:  # as they will be given out
         holders = first_holders({port.name: port.weight for port in asking}, uplink.queues)
         without = [port.name for port in asking if port.name not in holders]
-        seen, busy = [Evidence("VMs that would have none", _some(without))], True
+        seen, busy = [Evidence("VMs that would have none", listed(without))], True
     else:
         poor = [share for share in ranking if share.port in asking and not share.own]
         short = {share.vm for share, swap in starved(see, ranking) if swap is None}
@@ -208,6 +207,7 @@ def left_without(see: Situation) -> list[Outcome]:
         )
         for share in ranking
         if not share.own and not share.weight and share.frames >= limit
+        if proved(share.port).get("answer") != "slower"
     ]
     return settled(
         outcomes, Evidence(f"{QUEUES}: own", f"{sum(share.own for share in ranking)} of {len(ranking)} VMs")

@@ -117,7 +117,7 @@ def _bound(link: Link, cpus: str) -> tuple[Write, ...]:
 
 
 def _evidence(facts: Facts, link: Link, expected: str) -> Evidence:
-    where = f"/proc/irq/{{{','.join(map(str, link.irqs))}}}/effective_affinity_list ({link.name})"
+    where = f"/proc/irq/{{{','.join(map(str, link.irqs))}}}/*_affinity_list ({link.name})"
     return Evidence(where, cpu_text(served(facts, link)) or "not to be seen", expected)
 
 

@@ -24,7 +24,7 @@ from vmq.errors import ConfigError
 from vmq.placement import Plan, plan
 
 Row = Mapping[str, Any]
-VIEWS = ("vms", "queues", "uplinks", "processors", "misses")
+VIEWS = ("vms", "queues", "uplinks", "processors", "misses", "configuration")
 MTU_DEFAULT = 1500  # of an uplink that says none
 
 
@@ -98,6 +98,7 @@ class Situation:
     shown: Mapping[str, Sequence[Row]] | None = None
     domains: tuple[Machine, ...] = ()
     where: str = "vmq.toml"  # names the configuration in evidence
+    in_force: bool = False  # `config` is what the engine has taken, whatever the file says by now
 
     @property
     def limits(self) -> Doctor:

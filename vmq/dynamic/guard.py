@@ -18,10 +18,11 @@ often than `error` says.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from math import comb
 from statistics import median
+from typing import Any
 
 PAIRS = 15  # 13 of 15 decide; 15 of 15 is not demanded, so one or two may be spoiled
 FRAMES_MIN = 1000  # a sample: sixteen full bursts, and reading the clock is less than a thousandth of it
@@ -75,6 +76,10 @@ class Verdict:
     pairs: int = 0
     slower_in: int = 0  # pairs in which own cost more than the tolerance allows
     error: float = 1.0  # how often chance alone would answer like that
+
+    def record(self) -> dict[str, Any]:
+        """For people and JSON."""
+        return asdict(self) | {"answer": self.answer.value}
 
 
 def judge(

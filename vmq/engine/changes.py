@@ -31,7 +31,7 @@ from vmq.engine.plan import (
 from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.errors import ApiError, ConfigError, HostError, VmqError
-from vmq.placement import Reach, devices, place, vm_reaches
+from vmq.placement import Reach, devices, place, reach_of, vm_reaches
 from vmq.topology import read
 from vmq.uplink import Uplink, open_uplink
 
@@ -55,17 +55,17 @@ class Changes:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.reaches: dict[str, Reach] = {}  # the processors that may serve each VM
+        self.uplink_reaches: dict[str, Reach] = {}  # those of each uplink, for all of its VMs
         self.opening = set[str]()  # uplinks that receive nothing yet: their VMs are not all there
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
-        tell = self.engine.journal.tell
         try:
             actions = self._reconfigure(new)
         except VmqError as error:
-            tell("configured", actions=0, wrong=error.wrong, remedy=error.remedy)
+            self.engine.configured(0, error)
             raise
-        tell("configured", actions=len(actions), wrong=None, remedy=None)
+        self.engine.configured(len(actions))
         return actions
 
     def _reconfigure(self, new: Config) -> tuple[Action, ...]:
@@ -114,6 +114,7 @@ class Changes:
         topology = read(devices(new))
         engine.places = place(new, cpus, topology, now, engine.where)
         self.reaches = vm_reaches(new, cpus, topology, engine.where)
+        self.uplink_reaches = {name: reach_of(name, new, cpus, topology) for name in new.uplinks}
 
     def _restore(self, old: Config) -> None:
         """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
@@ -140,10 +141,10 @@ class Changes:
         self._in_force(self._what_there_is(old))
 
     def _what_there_is(self, config: Config) -> Config:
-        """With the engine's own keys of `config`."""
+        """With the keys of `config` that are the engine's own, or the doctor's."""
         uplinks = {name: opened.config for name, opened in self.engine.uplinks.items()}
         vms = {name: vm.config for name, vm in self.engine.vms.items()}
-        return Config(engine=config.engine, uplinks=uplinks, vms=vms)
+        return Config(engine=config.engine, uplinks=uplinks, vms=vms, doctor=config.doctor)
 
     def _apply(self, action: Action, new: Config) -> None:
         if isinstance(action, OpenUplink):

@@ -33,6 +33,7 @@ from vmq.engine.proving import Proving
 from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.engine.watchdog import Watchdog
+from vmq.errors import ConfigError, VmqError
 from vmq.placement import Place
 from vmq.publisher import Publisher, Segment, UplinkEntry
 from vmq.uplink import Uplink
@@ -56,6 +57,7 @@ class Engine:
     def __init__(self, where: str, cpus: tuple[int, ...], why: str, group: int = -1) -> None:
         self.where, self.why, self.group = where, why, group
         self.config = Config()
+        self.refused: VmqError | None = None  # why the last one that it was to take is not in force
         self.journal = Journal()
         self.segment = Segment(len(cpus))
         self.publisher = Publisher(self.segment)
@@ -130,6 +132,13 @@ class Engine:
     def log(self, line: str) -> None:
         """One line for the operator."""
         LOG.warning("%s", line)
+
+    def configured(self, actions: int, refused: VmqError | None = None) -> None:
+        """A configuration was brought about, or refused: told, and kept for whoever asks later."""
+        self.refused = refused
+        where = f"{refused.where}: " if isinstance(refused, ConfigError) and refused.where else ""
+        wrong, remedy = (where + refused.wrong, refused.remedy) if refused else (None, None)
+        self.journal.tell("configured", actions=actions, wrong=wrong, remedy=remedy)
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,12 @@ class Proof:
 
     def record(self) -> dict[str, Any]:
         """For people and JSON."""
-        verdict = asdict(self.verdict) | {"answer": self.verdict.answer.value} if self.verdict else None
         return {
             "vm": self.vm,
             "running": self.verdict is None and not self.wrong,
             "done": len(self.samples),
             "wanted": self.wanted,
-            "verdict": verdict,
+            "verdict": self.verdict.record() if self.verdict else None,
             "wrong": self.wrong,
         }
 
@@ -95,7 +94,7 @@ class Proving:
             for path in islice(cycle(ORDER), proof.wanted):
                 await self._take(vm, path)
                 proof.samples.append(await self._sample(vm, path))
-            proof.verdict = judge(proof.samples, pairs_min=min(proof.wanted // 2, PAIRS - 1))
+            proof.verdict = vm.verdict = judge(proof.samples, pairs_min=min(proof.wanted // 2, PAIRS - 1))
         except _Gone:
             proof.wrong = f"{vm.name} went away in the middle"
         except _Stuck:

@@ -12,14 +12,14 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from vmq.abi import virtio
 from vmq.abi.ethernet import ETH_HLEN, mac_number, mac_text
 from vmq.config import Vm as VmConfig
 from vmq.dataplane import reasons
-from vmq.dynamic import Guard
+from vmq.dynamic import Guard, Verdict
+from vmq.engine.counted import Counted
 from vmq.engine.following import Following
 from vmq.engine.observed import Observed
 from vmq.engine.rings import Rings
@@ -73,8 +73,9 @@ class Vm:
         self.queue_id = -1  # of its first receive queue in the contract of its uplink
         self.filters: dict[int, tuple[int, Filter]] = {}  # its addresses: ids there, and what they mean
         self.guard: Guard | None = None  # whether that queue is worth it
+        self.verdict: Verdict | None = None  # what the last measurement of it said
         self.lack = ""  # why it has no receive queue of its own
-        self._counted: dict[int, np.void] = {}  # what counters stood at when they were cleared
+        self.counters = Counted(self._counters)
         self.learned: list[int] = []
         self.following = Following(self, Said().fresh)
         self.error: tuple[str, str] | None = None  # what, remedy
@@ -228,21 +229,14 @@ class Vm:
         rows = self._counters()
         return int(rows["offered_to_guest"].sum()), int(rows["frames_from_guest"].sum())
 
-    def clear_counters(self, pair: int) -> None:
-        """Count from here. The row itself is its worker's."""
-        self._counted[pair] = self._counters()[pair].copy()
-
     def _counters(self) -> Rows:
         first = self.first_queue
         rows: Rows = self.engine.segment.rows["queue_state"][first : first + self.config.queue_pairs]
         return rows
 
     def queue_rows(self) -> Rows:
-        """The counters of its receive queues."""
-        rows = self._counters().copy()
-        for pair, before in self._counted.items():
-            rows[pair : pair + 1].view(np.int64)[:] -= before.reshape(1).view(np.int64)
-        return rows
+        """The counters of its receive queues, since they were cleared."""
+        return self.counters.rows()
 
     # --- life ----------------------------------------------------------------------------------------------
 
