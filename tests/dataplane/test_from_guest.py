@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import struct
 import time
+from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.dataplane.rig import (
     BROADCAST,
     HEADER,
+    INDIRECT,
     LINK_LOCAL,
     MULTICAST,
+    NEXT,
     NOBODY,
+    WRITE,
     A,
     B,
     C,
@@ -29,10 +33,12 @@ from tests.dataplane.rig import (
 )
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import state
-from vmq.dataplane.from_guest import collect
+from vmq.dataplane.from_guest import collect, walk_at_once
 from vmq.dataplane.rounds import begin, forward
+from vmq.dataplane.split import walk
 from vmq.jit import at, int64
 
+REGION_END = 0x10000 + (1 << 18)
 NULL = "00:00:00:00:00:00"
 PREFIX = (0x0000_00FF_FFFF, 0x0000_0000_FC0E)  # 0e:fc:00/24
 FCOE = "0e:fc:00:01:02:03"
@@ -385,3 +391,35 @@ def test_each_field_of_a_chain_is_read_once():
         forward(tables, worker, int64(sender.first_queue), port)
         assert receiver.received() == [data]
         assert int(at(worker["chains"], 1, np.int64)[0]) == 0
+
+
+# --- the common case -------------------------------------------------------------------------------------------------
+
+
+@interpreted
+@example(0, 0, REGION_END - 100, 101)
+@example(0, 0, REGION_END - 100, 100)
+@given(
+    head=st.sampled_from([0, 0, 0, 15, 16, 0xFFFF]),
+    flags=st.sampled_from([0, 0, WRITE, NEXT, INDIRECT, 8]),
+    where=st.sampled_from([0x20000, 0x10000, REGION_END - 100, REGION_END - 1, REGION_END, 0, 1 << 63]),
+    length=st.sampled_from([0, 1, 100, 1514, 0xFFFFFFFF]),
+)
+def test_a_chain_of_one_buffer_is_walked_at_once_as_always(head, flags, where, length):
+    """The plain way is the model: the same piece and length; or nothing was noted, and `walk` looks at it."""
+    with Rig() as rig:
+        sender = rig.vm(A, size=16)
+        sender.from_guest.describe(head % 16, where, length, flags, 1)
+        rig.publish()
+        tables, worker, port, vq, ring = rig.rows(sender, to_guest=False)
+        found = []
+        for way in (walk_at_once, partial(walk, writable=0)):
+            pieces = np.zeros(8, state.piece)
+            worker["steps_left"], worker["total"] = 100, 77
+            count = int(way(tables, worker, port, vq, ring, head=head, pieces=pieces, count=2))
+            found.append((count, pieces.tolist(), int(worker["total"]), int(worker["steps_left"])))
+        at_once, always = found
+        if flags == 0 and length and always[0] == 3:
+            assert at_once == always
+        else:
+            assert at_once == (state.NONE, [(0, 0)] * 8, 77, 100)

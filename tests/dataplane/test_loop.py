@@ -89,11 +89,11 @@ def test_a_guest_that_was_silent_is_looked_at_now_and_then_and_at_once_after_a_s
             assert len(other.received()) == 1
 
 
-@given(st.lists(st.sets(st.integers(0, 23), max_size=8), min_size=1, max_size=6), st.integers(0, 70))
+@given(st.lists(st.sets(st.integers(0, 11), max_size=5), min_size=1, max_size=4), st.sampled_from([0, 3, 70]))
 def test_whoever_sends_is_looked_at_within_two_turns_of_the_silent_ones(senders, between):
     """Whatever others send before: a ring that wakes or falls asleep takes nobody's turn."""
     with Rig() as rig:
-        addresses = [f"52:54:00:00:01:{number:02x}" for number in range(24)]
+        addresses = [f"52:54:00:00:01:{number:02x}" for number in range(12)]
         vms = [rig.vm(address) for address in addresses]
         receiver = rig.vm(B)
         receiver.post(60)
@@ -109,7 +109,7 @@ def test_whoever_sends_is_looked_at_within_two_turns_of_the_silent_ones(senders,
                 rounds += 1
                 left -= len(arrived := receiver.received())
                 receiver.post(len(arrived))
-                assert rounds <= 2 * -(-25 // loop.QUIET_LOOKS)
+                assert rounds <= 2 * -(-13 // loop.QUIET_LOOKS)
             for _ in range(between):
                 rig.step()
 

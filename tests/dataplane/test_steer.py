@@ -339,6 +339,19 @@ def test_a_generic_filter_takes_a_frame_from_the_addresses_it_names_and_from_its
         assert int(rig.lane_state()["account"]["forwarded"]) == 7
 
 
+def test_an_address_that_somebody_else_has_is_seen_though_a_generic_filter_takes_the_frame():
+    """ARP says so first, and a filter for ARP is not rare."""
+    with Rig() as rig:
+        wire = rig.uplink(frames=[frame(BROADCAST, A, kind=0x0806)])
+        owner, other = rig.vm(A, uplink=wire), rig.vm(B, uplink=wire)
+        other.post()
+        rig.filters = [on(wire, (ARP, other.first_queue))]
+        rig.publish()
+        rig.run()
+        assert [int(rig.workers[0].misses[vm.number]["duplicate"]) for vm in (owner, other)] == [1, 0]
+        assert len(other.received()) == 1
+
+
 def test_filters_of_one_uplink_are_nothing_to_frames_of_another():
     with Rig() as rig:
         wires = [rig.uplink(frames=[frame(A, D, kind=0x0806)]) for _ in range(2)]

@@ -25,10 +25,10 @@ from vmq.abi.ethernet import (
     VLAN_HLEN,
     VLAN_VID_MASK,
 )
-from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr
+from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr, vring_desc
 from vmq.dataplane.classify import lookup, mac_at, owner_of
 from vmq.dataplane.clock import now
-from vmq.dataplane.memory import drain
+from vmq.dataplane.memory import drain, translate
 from vmq.dataplane.observe import capture_all
 from vmq.dataplane.ports import report
 from vmq.dataplane.reasons import (
@@ -53,6 +53,7 @@ from vmq.dataplane.state import (
     HEAD,
     HEAD_STRIDE,
     MAX_VPORTS,
+    NONE,
     PIECES,
     STEPS,
     engine,
@@ -61,7 +62,7 @@ from vmq.dataplane.state import (
     piece,
     port_state,
 )
-from vmq.jit import at, int64, kernel, peek, poke
+from vmq.jit import at, copy_short, int64, kernel, load_once, peek, poke
 
 HEADER = net_hdr.itemsize
 ADMITTED = 0
@@ -156,6 +157,39 @@ def check_storm(w: Any, port: Any, number: int, row: Any) -> int:
 
 
 @kernel
+def walk_at_once(t: Any, w: Any, port: Any, vq: Any, ring: Any, head: int, pieces: Any, count: int) -> int:
+    """`walk` for the common chain, one buffer in one region: pieces so far, or NONE, and nothing happened: `walk` it."""
+    if head >= vq["size"]:
+        return NONE
+    buffer = at(vq["desc"], vq["size"], vring_desc)[head]
+    address = int64(load_once(buffer, "addr"))
+    length = int64(load_once(buffer, "len"))
+    flags = int64(load_once(buffer, "flags"))
+    host, within = translate(t, port, ring, address)
+    if flags != 0 or length == 0 or within < length:
+        return NONE
+    w["steps_left"] -= 1
+    pieces[count]["address"] = host
+    pieces[count]["length"] = w["total"] = length
+    return count + 1
+
+
+@kernel
+def read_head(pieces: Any, first: int, end: int, header: int, to: int, count: int) -> int:
+    """Copy the packet header and `count` bytes of the frame off the pieces of a chain; the first piece still in use."""
+    row = pieces[first]
+    if end != first + 1:
+        first = drain(pieces, first, end, header, HEADER)
+        return drain(pieces, first, end, to, count)
+    base = int64(row["address"])
+    copy_short(header, base, HEADER)
+    copy_short(to, base + HEADER, count)
+    row["address"] = base + HEADER + count
+    row["length"] -= HEADER + count
+    return first + 1 if row["length"] == 0 else first
+
+
+@kernel
 def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int) -> int:
     """Make `row` of the chain pieces[first:end]: ADMITTED, or -1 - drop."""
     pieces = at(w["pieces"], PIECES, piece)
@@ -165,13 +199,12 @@ def take(t: Any, w: Any, port: Any, number: int, row: Any, first: int, end: int)
     if total - HEADER > port["frame_max"] + VLAN_HLEN:
         return -1 - FROM_GUEST_TOO_LONG
     header = at(w["header"], 1, net_hdr)[0]
-    first = drain(pieces, first, end, w["header"], HEADER)
-    if header["flags"] & NET_HDR_F_NEEDS_CSUM or header["gso_type"]:
-        return -1 - FROM_GUEST_OFFLOAD
     length = total - HEADER
     head = min(length, HEAD)
     row["address"] = int64(w["heads"]) + int64(w["frame_count"]) * HEAD_STRIDE
-    first = drain(pieces, first, end, int64(row["address"]), head)
+    first = read_head(pieces, first, end, int64(w["header"]), int64(row["address"]), head)
+    if header["flags"] & NET_HDR_F_NEEDS_CSUM or header["gso_type"]:
+        return -1 - FROM_GUEST_OFFLOAD
     row["head"] = head
     row["length"] = length
     row["piece_first"] = first
@@ -207,7 +240,9 @@ def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: A
     while taken < ready and w["piece_count"] < PIECES - 2 * CHAIN_MAX:
         head = head_at(vq, ring, taken)
         first = int64(w["piece_count"])
-        end = walk(t, w, port, vq, ring, head, 0, pieces, first)
+        end = walk_at_once(t, w, port, vq, ring, head, pieces, first)
+        if end == NONE:
+            end = walk(t, w, port, vq, ring, head, 0, pieces, first)
         if end <= -1 - FAULT_BASE:
             w["broken"] = -1 - FAULT_BASE - end
             break

@@ -110,12 +110,12 @@ def steer(t: Any, w: Any, index: int, has_uplink: int, forward_link_local: int, 
     if mac & MAC_GROUP_BIT and (mac & LINK_LOCAL_MASK) == LINK_LOCAL_VALUE and not forward_link_local:
         count_drop(row["account"], LINK_LOCAL)
         return
+    if mac & MAC_GROUP_BIT and not from_guest:
+        note_duplicate(t, w, row)
     if rules and claimed(t, w, index, row):
         return
     if mac & MAC_GROUP_BIT:
         copies = flood(t, w, index, row, BROADCASTS if mac == MAC_BROADCAST else MULTICASTS)
-        if not from_guest:
-            note_duplicate(t, w, row)
         outgoing = from_guest and has_uplink != 0
     else:
         target = lookup(t, mac, int64(row["vid"]), int64(row["uplink"]))

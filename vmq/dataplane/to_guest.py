@@ -168,15 +168,15 @@ def place(t: Any, w: Any, port: Any, vq: Any, ring: Any, row: Any) -> int:
 
 
 @kernel
-def place_at_once(t: Any, port: Any, vq: Any, ring: Any, row: Any) -> bool:
-    """The common case: a frame in one part, no tag to write, and one buffer with room for all of it. Else nothing happens.
+def place_at_once(t: Any, w: Any, port: Any, vq: Any, ring: Any, row: Any) -> bool:
+    """The common case: a frame in two parts at most, no tag to write, and one buffer with room for it. Else nothing happens.
 
     What `place` would do, without its lists: a chain that is not this simple is for `place` to read, check and judge.
     """
     length = int64(row["length"])
     need = HEADER + length
     head = head_at(vq, ring, 0)
-    if row["piece_count"] != 0 or (row["tagged"] and port["vlan"] == 0) or length > port["frame_max"]:
+    if row["piece_count"] > 1 or (row["tagged"] and port["vlan"] == 0) or length > port["frame_max"]:
         return False
     if head >= vq["size"]:
         return False
@@ -191,7 +191,11 @@ def place_at_once(t: Any, port: Any, vq: Any, ring: Any, row: Any) -> bool:
         return False
     poke(host, np.uint64, np.uint64(0))
     poke(host + 8, np.uint32, ONE_BUFFER)
-    copy_short(host + HEADER, int64(row["address"]), length)
+    first = int64(row["head"])
+    copy_short(host + HEADER, int64(row["address"]), first)
+    if row["piece_count"]:
+        rest = at(w["pieces"], PIECES, piece)[row["piece_first"]]
+        copy_short(host + HEADER + first, int64(rest["address"]), int64(rest["length"]))
     give_back(vq, ring, head, need)
     return True
 
@@ -236,7 +240,7 @@ def deliver(t: Any, w: Any, number: int, hold: int) -> None:
         one = frames[deliveries[index]["frame"]]
         outcome = int64(-1 - TO_GUEST_NOT_RUNNING)
         if running and health["fault"] == 0:
-            if posted > 0 and place_at_once(t, port, vq, ring, one):
+            if posted > 0 and place_at_once(t, w, port, vq, ring, one):
                 outcome = int64(DELIVERED)
                 posted -= 1
             else:
