@@ -161,6 +161,30 @@ def test_a_frame_that_came_while_kicks_were_asked_for_keeps_it_awake(rig):
     assert timeout(rig) == 0
 
 
+def test_a_frame_that_came_before_kicks_were_asked_for_is_taken_in_the_next_round_whoever_is_silent():
+    """Its driver saw no wish for a kick and gives none; another sleep would not find it, since it has been asked."""
+    with Rig() as rig:
+        addresses = [f"52:54:00:00:01:{number:02x}" for number in range(40)]
+        vms, receiver = [rig.vm(address) for address in addresses], rig.vm(B)
+        receiver.post(40)
+        rig.publish()
+        rig.worker()["eager"] = 1
+        for vm, address in zip(vms, addresses, strict=True):  # kicks are refused from now on
+            rig.step()
+            assert timeout(rig) == -1
+            vm.send(frame(B, address))
+            rig.worker()["eager"] = 1
+            for _ in range(loop.QUIET_ROUNDS + 2):
+                rig.step()
+            assert len(receiver.received()) == 1
+            assert int(rig.worker()["awake"]) == 0
+            vm.send(frame(B, address))
+            sleep(rig.tables(), rig.worker())
+            rig.step()
+            assert len(receiver.received()) == 1
+            receiver.post(2)
+
+
 def test_new_tables_and_the_end_keep_it_awake(rig):
     rig.vm(A)
     rig.publish()

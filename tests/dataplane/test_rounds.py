@@ -162,7 +162,9 @@ def test_frames_and_notifications_survive_many_wraps_of_the_indices(rig, feature
     that sets its event behind what it has seen is called for each batch.
     """
     near_the_end = 65536 - 100
-    most = 600 if INTERPRETED else 65536 + 400  # compiled: twice by itself; interpreted, the drivers begin anew
+    most = (
+        600 if INTERPRETED else 65536 + 400
+    )  # compiled: twice by itself; interpreted, the drivers begin anew
     sender, receiver = rig.vm(A, size=128, features=features), rig.vm(B, size=128, features=features)
     burst = [numbered(B, A, number) for number in range(64)]
     for vm in (sender, receiver):

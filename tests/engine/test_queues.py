@@ -298,9 +298,9 @@ def test_queue_pairs_that_are_only_sent_on_begin_anew_with_the_first(running: Ru
     second(running, "a")
     vm = running.engine.vms["a"]
     rows_of_a = running.engine.segment.rows["queue_state"][vm.first_queue : vm.first_queue + 3]
-    rows_of_a["frames_from_guest"] = 4
+    rows_of_a["bytes_from_guest"] = 4
     running.do(contract(running).reset_statistics, None, rows(running)["a"]["queue"])
-    assert [int(one) for one in vm.queue_rows()["frames_from_guest"]] == [0, 4, 0]
+    assert [int(one) for one in vm.queue_rows()["bytes_from_guest"]] == [0, 4, 0]
 
 
 # --- what may be refused in the middle --------------------------------------------------------------------------

@@ -217,8 +217,10 @@ def sleep(t: Any, w: Any) -> None:
         if c_epoll_wait(w["epoll_fd"], w["ready"], READY, timeout) > 0:
             w["wakeups"] += 1
         w["woke"] = now(w)
-        w["eager"] = 1
         w["slept_ns"] += int64(w["woke"]) - began
+    w["eager"] = (
+        1  # also when it did not sleep: who was asked for kicks with a frame standing there gives none for it
+    )
     store_release(w, "sleeping", 0)
 
 
