@@ -32,12 +32,14 @@ from vmq.dataplane.state import (
     delivery,
     engine,
     near_miss,
+    port_state,
     queue,
     queue_state,
     ring_state,
     stranger,
     todo,
     virtqueue,
+    vport,
 )
 from vmq.jit import at, int64, kernel, peek, prefetch
 
@@ -46,6 +48,8 @@ from vmq.jit import at, int64, kernel, peek, prefetch
 # and no receive queue where it looks for its group.
 BROADCASTS, MULTICASTS, UNKNOWNS = MAC_BROADCAST, MAC_GROUP_BIT, MAC_GROUP_BIT | 2
 GROUP_KEYS = {"broadcast": BROADCASTS, "multicast": MULTICASTS, "unknown": UNKNOWNS}
+
+COUNTED = 2 * LINE  # of a receive queue's counters: those that each burst changes
 
 
 @kernel
@@ -105,15 +109,25 @@ def count_drop(address: int, code: int) -> None:
 @kernel
 def expect_receiver(t: Any, w: Any, number: int) -> None:
     """Bring the rows of a receive queue nearer: `deliver` needs them when the burst is steered. Not another worker's own."""
-    row = int64(t["queues"]) + number * queue.itemsize
-    prefetch(row + LINE, 0)
-    virtqueue_row = int64(t["virtqueues"]) + 2 * number * virtqueue.itemsize
-    prefetch(virtqueue_row, 0)
-    prefetch(virtqueue_row + LINE, 0)
-    if at(row, 1, queue)[0]["worker"] == w["index"]:
+    place = int64(t["queues"]) + number * queue.itemsize
+    row = at(place, 1, queue)[0]
+    expect_row(place, queue.itemsize)
+    expect_row(int64(t["virtqueues"]) + 2 * number * virtqueue.itemsize, virtqueue.itemsize)
+    expect_row(int64(t["vports"]) + int64(row["vport"]) * vport.itemsize, vport.itemsize)
+    if row["worker"] == w["index"]:
         shared = at(w["engine"], 1, engine)[0]
-        prefetch(int64(shared["ring_state"]) + 2 * number * ring_state.itemsize, 1)
-        prefetch(int64(shared["queue_state"]) + number * queue_state.itemsize, 1)
+        expect_row(int64(shared["ring_state"]) + 2 * number * ring_state.itemsize, ring_state.itemsize)
+        expect_row(int64(shared["queue_state"]) + number * queue_state.itemsize, COUNTED)
+        expect_row(
+            int64(shared["port_state"]) + int64(row["vport"]) * port_state.itemsize, port_state.itemsize
+        )
+
+
+@kernel
+def expect_row(address: int, size: int) -> None:
+    """Bring all lines of a row nearer."""
+    for line in range(0, size, LINE):
+        prefetch(address + line, 0)
 
 
 @kernel
