@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vmq import linux, publisher
 from vmq.abi.ethernet import MAC_BROADCAST, mac_number
-from vmq.dataplane import state
+from vmq.dataplane import match, state
 from vmq.dataplane.classify import GROUP_KEYS
 from vmq.errors import ProtocolError
 from vmq.jit import at, int64
@@ -23,6 +23,7 @@ from vmq.publisher import (
     MAPPINGS_FAIR,
     MAPPINGS_KEPT,
     Block,
+    FilterEntry,
     PortEntry,
     Publisher,
     QueueEntry,
@@ -275,6 +276,19 @@ def test_an_address_of_many_vlans_is_one_near_miss(segment: Segment):
     tables = at(int(segment.engine["tables"]), 1, state.tables)[0]
     rows = at(int(tables["near_buckets"]), int(tables["near_mask"]) + 1, state.bucket)
     assert [(int(row["key"]), int(row["value"])) for row in rows if row["key"] >= 0] == [(0x0254, 0)]
+
+
+def test_the_address_of_a_filter_is_a_near_miss_of_its_receive_queue(segment: Segment):
+    """A VM port's own address comes before it, and the first of several filters."""
+    filters = [
+        FilterEntry(state.NONE, {(A, 7): 5, (B + 8, 7): 3, (B + 8, 9): 2}, np.zeros(0, match.field_test))
+    ]
+    one = Publisher(segment)
+    one.publish([port(), port(1)], [], filters)
+    tables = at(int(segment.engine["tables"]), 1, state.tables)[0]
+    rows = at(int(tables["near_buckets"]), int(tables["near_mask"]) + 1, state.bucket)
+    found = {int(row["key"]): int(row["value"]) for row in rows if row["key"] >= 0}
+    assert found == {A: 0, A + 1: 2, B + 8: 3}
 
 
 # --- the segment ------------------------------------------------------------------------------------------------

@@ -209,6 +209,14 @@ def _filters(ports: Iterable[PortEntry], filters: Iterable[FilterEntry]) -> tupl
     return _table(keys), groups, np.array(list(chain(*shared)), np.int64)
 
 
+def _nearly(ports: list[PortEntry], filters: list[FilterEntry]) -> list[tuple[int, int, int, int]]:
+    """Whose an address is, whatever the VLAN: a VM port's own before a filter's, the first of several."""
+    plain = [(mac, one.uplink, queue) for one in filters for (mac, _), queue in one.plain.items()]
+    own = [(mac, port.uplink, port.first_queue) for port in ports for mac in port.macs]
+    owners = {(mac, uplink): queue for mac, uplink, queue in reversed([*own, *plain])}
+    return [(mac, 0, uplink, queue) for (mac, uplink), queue in owners.items()]
+
+
 def _table(keys: list[tuple[int, int, int, int]]) -> Rows:
     """Hash table of (MAC, VLAN id, uplink) → value, at most half full; the first of equal keys is found.
 
@@ -280,8 +288,7 @@ class _Builder:
             region, learn = region + len(port.regions), learn + len(port.learn)
         buckets, groups, members = _filters(self.ports, self.filters)
         rules, tests = _rules(self.filters)
-        owners = {(mac, port.uplink): port.first_queue for port in reversed(self.ports) for mac in port.macs}
-        near = _table([(mac, 0, uplink, number) for (mac, uplink), number in owners.items()])
+        near = _table(_nearly(self.ports, self.filters))
         jobs, lists = self._jobs()
         arrays = {
             "vports": self.vports, "queues": self.queues, "virtqueues": self.virtqueues, "regions": self.regions,

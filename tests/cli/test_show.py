@@ -179,6 +179,21 @@ def test_json_has_every_field_as_it_came(vmq, engine) -> None:
     assert json.loads(out) == [{**WEB, "of_a_later_version": 1}]
 
 
+def test_what_is_to_be_done_about_the_configuration_is_below_it() -> None:
+    row = {
+        "file": "/etc/vmq.toml",
+        "refused": "no",
+        "corrected": True,
+        "missing": ["vm a: gone", "uplink b: gone"],
+    }
+    assert show.text("configuration", [row]).splitlines()[2:] == [
+        "    corrected: the file was written since it was refused; SIGHUP to vmq run, which reads it again",
+        "    missing: vm a: gone",
+        "    missing: uplink b: gone",
+    ]
+    assert show.text("configuration", [row | {"corrected": False, "missing": []}]).splitlines()[2:] == []
+
+
 def test_nothing_is_said_in_words(vmq, engine) -> None:
     """A header without rows looks like a fault."""
     engine.answer([])

@@ -59,12 +59,11 @@ class Double:
         self.stopping.remove(queue)
         self.told.append(("release", queue))
 
-    def start(self, queue: int) -> None:
-        assert queue in (DEFAULT_QUEUE, DROP_QUEUE) or queue in self.grants
-        assert queue not in self.running
-        assert queue not in self.stopping
-        self.running.add(queue)
-        self.told.append(("start", queue))
+    def start(self, queues: Sequence[int]) -> None:
+        assert self.grants.keys() | {DEFAULT_QUEUE, DROP_QUEUE} >= set(queues)
+        assert not (self.running | self.stopping) & set(queues)
+        self.running.update(queues)
+        self.told.append(("start", list(queues)))
 
     def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
         assert filters

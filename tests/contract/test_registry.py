@@ -17,7 +17,7 @@ def test_a_receive_queue_is_ready_before_its_filters_point_there():
 
     bench.contract.allocation_complete("a", [name])
 
-    assert bench.double.told == [("acquire", name, 1, 256), ("start", name), ("install", {name: [1]})]
+    assert bench.double.told == [("acquire", name, 1, 256), ("start", [name]), ("install", {name: [1]})]
 
 
 def test_a_batch_reaches_the_data_plane_in_one_publication():
@@ -49,7 +49,7 @@ def test_a_moved_filter_is_in_one_place_or_the_other():
 
     bench.contract.move_filter("a", 1, new)
 
-    assert bench.double.told == [("start", new), ("install", {old: [], new: [1]}), ("pause", [old])]
+    assert bench.double.told == [("start", [new]), ("install", {old: [], new: [1]}), ("pause", [old])]
     assert (bench.step(old), bench.step(new)) == ("Paused", "Running")
 
 
@@ -162,9 +162,7 @@ def test_a_restart_empties_every_receive_queue_before_one_is_filled_again():
         ("clear_counters", DROP_QUEUE),
         ("clear_counters", name),
         ("clear_counters", paused),
-        ("start", DEFAULT_QUEUE),
-        ("start", DROP_QUEUE),
-        ("start", name),
+        ("start", [DEFAULT_QUEUE, DROP_QUEUE, name]),
         ("install", {DEFAULT_QUEUE: [2], DROP_QUEUE: [], name: [1]}),
     ]
     assert [event["event"] for event in bench.events] == ["reset"]

@@ -12,6 +12,8 @@ from tests.engine.running import MACS, NO_FRAMES, Running, frame, until
 from vmq.abi.ethernet import mac_number
 from vmq.control.explain import explain
 from vmq.control.misses import misses, of_vm
+from vmq.dataplane import state
+from vmq.engine.queues import address_filter
 
 NOBODY = "52:54:00:00:00:99"
 
@@ -32,7 +34,7 @@ def test_each_kind_of_miss_has_a_row_with_its_remedy(running: Running) -> None:
         until(lambda: running.show("vms", "a")["drops"] == {"no_filter": 5, "from_guest_spoofed": 1})
     rows = {row["kind"]: row for row in running.do(misses, running.engine)}
     assert rows["wrong_vlan"] == {
-        "kind": "wrong_vlan", "vm": "b", "uplink": None, "mac": MACS[1], "vlan": None, "count": 2,
+        "kind": "wrong_vlan", "vm": "b", "uplink": None, "mac": MACS[1], "vlan": None, "count": 2, "filters": [],
         "remedy": "leave vlan out of [vm.b], or send in VLAN 7",
     }  # fmt: skip
     assert (rows["unknown_mac"]["mac"], rows["unknown_mac"]["count"], rows["unknown_mac"]["vm"]) == (
@@ -46,6 +48,36 @@ def test_each_kind_of_miss_has_a_row_with_its_remedy(running: Running) -> None:
         1,
     )
     assert "duplicate_mac" not in rows
+
+
+def test_an_address_of_a_client_s_filter_in_another_vlan_is_no_stranger(running: Running) -> None:
+    """The row is that of the VM whose receive queue it leads to; the remedy names the filter and its receive queue."""
+    running.configure(a=running.vm("a", 1), b=running.vm("b", 2, queue_pairs=2), d=running.vm("d", 4, vlan=9))
+    contract = running.engine.contracts[""]
+    queue = running.do(contract.allocate, "x", {"vm": "b"})
+    number = running.do(contract.set_filter, "x", queue, address_filter(mac_number(NOBODY), 7))
+    running.do(contract.allocation_complete, "x", [queue])
+    rows = running.engine.workers[0].strangers
+    rows[0] = (mac_number(NOBODY), 7, state.NONE, 5)  # from before that filter was set
+    words = f"filter {number} of x, receive queue {queue}, waits for {NOBODY} in VLAN 7"
+    with running.guest("a") as a, running.guest("d") as d:
+        a.send([frame(NOBODY, a.mac)] * 3)
+        until(lambda: running.show("vms", "a")["drops"] == {"no_filter": 3})
+        assert running.do(misses, running.engine) == [
+            {
+                "kind": "filter_vlan", "vm": "b", "uplink": None, "mac": NOBODY, "vlan": None, "count": 3,
+                "filters": [words], "remedy": f"set that filter untagged: {words}",
+            }
+        ]  # fmt: skip
+        d.send([frame(NOBODY, d.mac)])
+        until(lambda: running.show("vms", "d")["drops"] == {"no_filter": 1})
+    told = running.do(explain, running.engine, {"mac": NOBODY, "source": "a"})
+    assert f"near miss: {words}" in told["steps"]
+    (row,) = running.do(misses, running.engine)
+    assert (row["kind"], row["mac"], row["vlan"], row["filters"]) == ("wrong_vlan", MACS[1], 9, [words])
+    assert (
+        row["remedy"] == f"set vlan = 9 for [vm.b], or send untagged; or set that filter in VLAN 9: {words}"
+    )
 
 
 def test_counts_of_all_processors_are_added_up_and_the_last_vlan_is_of_the_one_that_saw_most(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,33 @@ def test_no_setting_goes_without_the_three_and_what_differs_has_a_reason(running
     for view, of, name in (("vms", "vm", "a"), ("uplinks", "uplink", "lan")):
         told = running.show(view, name)["settings"]
         assert {one["name"]: {"of": f"{of} {name}", **one} for one in told} == found(running, f"{of} {name}")
+
+
+def test_processors_are_where_the_kernel_runs_their_threads(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker that taskset has moved is not where it was asked to be."""
+    assert found(running, "vm a")["processor"]["effective"] == FIRST_CPU
+    thread, affinity = running.engine.workers[0].thread_id, os.sched_getaffinity
+    monkeypatch.setattr(os, "sched_getaffinity", lambda one: {900, 901} if one == thread else affinity(one))
+    row = found(running, "vm a")["processor"]
+    assert (row["requested"], row["effective"]) == (FIRST_CPU, "900-901")
+    assert row["why"] == f"something outside of vmq moved its thread: it is that of processor {FIRST_CPU}"
+    row = found(running, "engine")["processors"]
+    assert (row["effective"], f"moved its thread: processor {FIRST_CPU}" in row["why"]) == ("900-901", True)
+    assert running.show("processors")[0]["effective"] == [900, 901]
+
+
+def test_a_client_that_holds_a_receive_queue_of_an_uplink_is_named(running: Running):
+    contract = running.engine.contracts["lan"]
+    running.do(running.engine.queues["lan"].limit, 2)
+    running.do(running.engine.queues["lan"].give_up, running.engine.vms["a"], "a test")
+    numbers = [running.do(contract.allocate, "backup", {"vm": "b"}) for _ in range(2)]
+    assert "backup" not in found(running, "uplink lan")["queues"]["why"]
+    running.do(contract.allocation_complete, "backup", numbers[:1])
+    row = found(running, "uplink lan")["queues"]
+    assert row["effective"] == sum(running.engine.queues["lan"].owns(running.engine.vms[one]) for one in "ab")
+    assert row["why"].endswith(f"; 1 more: queue {numbers[0]} of backup")
 
 
 def test_text_and_json_say_the_same(running: Running):

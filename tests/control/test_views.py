@@ -192,6 +192,20 @@ def test_a_view_that_is_none_is_said_in_words(running: Running):
     assert refused.value.exit_code == 2
 
 
+def test_a_file_that_was_written_since_it_was_refused_is_told_from_the_one_that_was(
+    running: Running, tmp_path: Path
+):
+    running.engine.where = str(tmp_path / "vmq.toml")
+    Path(running.engine.where).write_text("one")
+    with pytest.raises(ConfigError):
+        running.configure(a=running.vm("a", processor=4000))
+    assert running.show("configuration")[0]["corrected"] is False
+    os.utime(running.engine.where, ns=(1, 1))
+    assert running.show("configuration")[0]["corrected"] is True
+    running.configure(a=running.vm("a", 1))
+    assert running.show("configuration")[0]["corrected"] is False
+
+
 def test_the_configuration_is_what_is_in_force_and_why_a_later_one_is_not(running: Running):
     """Until one is taken."""
     (before,) = running.show("configuration")

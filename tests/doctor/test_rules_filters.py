@@ -257,3 +257,11 @@ def test_a_second_address_is_told_as_dropped_with_how_often() -> None:
     assert "7 frames" in found.evidence[0].value
     assert "if the guest may have it" in found.fix.command
     assert statuses(second_address(running())) == ["clear"]
+
+
+def test_a_near_miss_of_a_client_s_filter_is_not_put_right_at_the_vm() -> None:
+    """The engine names the filter; whether it or the VM is wrong is for people to say."""
+    for kind in ("filter_vlan", "wrong_vlan"):
+        row = miss(kind, vlan=9) | {"filters": ["filter 3 of x"], "remedy": "set that filter in VLAN 9"}
+        found = only(wrong_vlan(running(row, text=LAN + vm("web", uplink="lan"))))
+        assert (found.fix.command, found.fix.steps) == ("set that filter in VLAN 9", ())

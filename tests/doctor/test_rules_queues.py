@@ -193,16 +193,20 @@ WEB = vm("web", socket="/run/web.sock")
         (WEB + LAN, "/etc/vmq.toml: [uplink.lan]", "is there"),
         (vm("db", DB, socket="/run/web.sock") + "[doctor]\n", "/etc/vmq.toml: [vm.db]", "is there"),
         ('[engine]\nprocessors = "1"\n' + WEB, "/etc/vmq.toml: [engine] processors", "[1]"),
+        ("[engine]\nguard = false\n" + WEB, "/etc/vmq.toml: [engine] guard", "False"),
+        ('[engine]\nplacement = "dynamic"\n' + WEB, "/etc/vmq.toml: [engine] placement", "dynamic"),
+        ('[engine]\napi = "/run/x"\n' + WEB, "/etc/vmq.toml: [engine] api", "/run/x"),
     ],
 )
 def test_a_file_that_is_not_in_force_is_found_with_the_keys(now: str, where: str, value: str) -> None:
-    """It was edited, and nobody told the engine. Keys of [engine] need more than SIGHUP."""
+    """It was edited, and nobody told the engine. Some keys of [engine] need a restart: SIGHUP would be refused."""
     found = next(one for one in not_in_effect(with_file(now, text=WEB)) if one.subject.startswith("config"))
 
     assert (found.subject, found.severity) == ("configuration /etc/vmq.toml", "warning")
     assert (found.evidence[0].where, found.evidence[0].value) == (where, value)
     assert found.fix is not None
-    assert (found.fix.restart == "vmq run") is ("[engine]" in where)
+    fixed = where.endswith(("processors", "api"))
+    assert (found.fix.restart == "vmq run", "SIGHUP" in found.fix.command) == (fixed, not fixed)
 
 
 def test_a_file_that_was_refused_says_so_and_what_is_in_force_instead() -> None:
@@ -211,6 +215,28 @@ def test_a_file_that_was_refused_says_so_and_what_is_in_force_instead() -> None:
 
     assert [entry.value for entry in found.evidence] == [refusal, "1400"]
     assert "has refused the file" in found.why
+
+
+def test_a_file_that_was_corrected_since_it_was_refused_has_to_be_told() -> None:
+    """The refusal is of an earlier version."""
+    row = in_force(WEB, refused="/etc/vmq.toml: [vm.web] mtu: no") | {"corrected": True}
+    see_it = replace(see(WEB + "mtu = 1400\n", None, configuration=[row]), where="/etc/vmq.toml")
+    found = only(not_in_effect(see_it))
+
+    assert [entry.value for entry in found.evidence] == ["1400"]
+    assert found.why.startswith("An earlier version of the file was refused. The file was changed")
+    assert found.fix.command.startswith("SIGHUP")
+
+
+def test_a_worker_that_was_moved_is_told_once() -> None:
+    """Not of every VM that it serves, too."""
+    setting = {
+        "name": "processor",
+        "requested": 1,
+        "effective": "0",
+        "why": "something outside of vmq moved its thread",
+    }
+    assert statuses(not_in_effect(see("", None, vms=[{"name": "web", "settings": [setting]}]))) == ["clear"]
 
 
 def test_a_file_that_is_in_force_or_another_one_is_none() -> None:

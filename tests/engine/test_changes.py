@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.engine.configs import configs
 from tests.engine.running import (
@@ -30,16 +34,21 @@ from tests.engine.running import (
 )
 from tests.test_topology import host, record
 from vmq.abi.ethernet import MAC_GROUP_BIT, mac_number, mac_text
-from vmq.config import Config, Memory, Pcap, Vm, parse
+from vmq.config import Config, Memory, Pcap, parse
+from vmq.config.records import Packet
 from vmq.daemon import choose_processors
 from vmq.dataplane import state
 from vmq.engine import changes
 from vmq.engine.engine import Engine
+from vmq.engine.queues import address_filter
 from vmq.errors import ConfigError, HostError
 from vmq.forecast import forecast
 from vmq.placement import plan
 from vmq.topology import read
+from vmq.uplink import Uplink, open_uplink
+from vmq.uplink.memory import MemoryUplink
 from vmq.uplink.pcapfile import CaptureWriter
+from vmq.vhost.port import Port
 
 FCOE = "0e:fc:00:00:00:00/24"
 
@@ -148,27 +157,132 @@ def test_a_configuration_that_cannot_be_had_changes_nothing(running: Running, ta
         exchange(a, b)
 
 
-def test_what_is_lost_in_a_failed_change_is_said_and_can_be_asked_for_again(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+def refused(name: str, *_: object) -> Any:
+    raise HostError(f"[uplink.{name}] device", "it is gone", "plug it in")
+
+
+def test_a_vm_whose_uplink_is_lost_joins_no_other_segment(
+    running: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """A replaced uplink fails, and cannot be had back either: what there is, is in force."""
-    running.configure({"lan": NO_FRAMES}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2))
+    """Neither the new uplink nor the old one can be opened: the VM is missing, and everybody is told, until it is back."""
+    lan = Pcap(write=str(tmp_path / "out.pcap"))
+    vms = {"a": running.vm("a", 1, uplink="lan"), "b": running.vm("b", 2)}
+    running.configure({"lan": lan}, **vms)
     old = running.engine.config
-
-    def refuse(*_: object) -> None:
-        raise HostError("[uplink.lan] device", "it is gone", "plug it in")
-
     with monkeypatch.context() as patch:
-        patch.setattr(changes, "open_uplink", refuse)
+        patch.setattr(changes, "open_uplink", refused)
         with pytest.raises(HostError, match="it is gone"):
-            running.configure(
-                {"lan": Memory(count=0, mtu=1400)}, a=running.vm("a", uplink="lan"), b=running.vm("b", 2)
-            )
-    assert running.engine.config.uplinks == {}
-    assert any("[uplink.lan] device: it is gone" in line for line in running.log.lines)
+            running.configure({"lan": Pcap(write=lan.write, mtu=1400)}, **vms)
+
+    assert list(running.engine.vms) == ["b"]
+    assert (running.engine.config.uplinks, list(running.engine.config.vms)) == ({}, ["b"])
+    assert [row["vm"] for row in running.show("filters")] == ["b"]
+    told = [one for one in running.do(running.engine.journal.since, 0) if one["event"] == "missing"]
+    assert [one["subject"] for one in told] == ["uplink lan", "vm a"]
+    assert told[0]["what"] == "test.toml: [uplink.lan] device: it is gone"
+    assert told[1]["what"] == "test.toml: [vm.a]: its uplink lan could not be opened again"
+    assert [bool(one["remedy"]) for one in told] == [True, True]
+    for one in told:
+        assert any(line.startswith(f"{one['subject']} is not in force") for line in running.log.lines)
+    (row,) = running.show("configuration")
+    assert row["missing"] == [f"{one['subject']}: {one['what']}" for one in told]
+    rows = [one for one in running.show("settings") if one["name"] == "table"]
+    assert [(one["of"], one["requested"], one["effective"]) for one in rows] == [
+        ("uplink lan", "[uplink.lan]", None),
+        ("vm a", "[vm.a]", None),
+    ]
+
+    with pytest.raises(ConfigError):
+        running.configure(z=running.vm("z", processor=4000))
+    assert len(running.show("configuration")[0]["missing"]) == 2
     running.do(running.engine.reconfigure, old)
     assert running.engine.config == old
     assert running.show("uplinks", "lan")["state"] == "up"
+    assert running.show("configuration")[0]["missing"] == []
+
+
+def test_a_successor_that_cannot_be_opened_disturbs_nobody(running: Running, monkeypatch: pytest.MonkeyPatch):
+    """Guests stay connected; receive queues and filters of clients are those from before."""
+    running.configure(
+        {"lan": NO_FRAMES},
+        a=running.vm("a", 1, uplink="lan", queue_pairs=2),
+        b=running.vm("b", 2, uplink="lan"),
+    )
+    contract, vms = running.engine.contracts["lan"], running.engine.config.vms
+    mine = running.do(contract.allocate, "x", {"vm": "a"})
+    running.do(contract.set_filter, "x", mine, address_filter(mac_number(MACS[50]), None))
+    running.do(contract.allocation_complete, "x", [mine])
+    opened = dict(running.engine.uplinks)
+    with running.guest("a", queues=2) as a, running.guest("b") as b:
+        exchange(a, b)
+        before = running.do(contract.enum_queues, None), running.do(contract.enum_filters, None, mine)
+        with monkeypatch.context() as patch:
+            patch.setattr(changes, "open_uplink", refused)
+            with pytest.raises(HostError, match="it is gone"):
+                running.configure({"lan": Packet(device="nosuch0")}, **vms)
+        assert running.engine.uplinks == opened
+        assert running.engine.contracts["lan"] is contract
+        assert before == (
+            running.do(contract.enum_queues, None),
+            running.do(contract.enum_filters, None, mine),
+        )
+        assert [running.show("vms", name)["connects"] for name in "ab"] == [1, 1]
+        exchange(a, b)
+    assert running.show("configuration")[0]["missing"] == []
+
+
+def test_link_local_changes_under_connected_guests(running: Running):
+    """It is in the next version of the tables; nothing is opened anew."""
+    vms = {"a": running.vm("a", 1, uplink="lan"), "b": running.vm("b", 2, uplink="lan")}
+    running.configure({"lan": NO_FRAMES}, **vms)
+    opened = running.engine.uplinks["lan"].uplink
+    with running.guest("a") as a, running.guest("b") as b:
+        to_bridges = frame("01:80:c2:00:00:0e", a.mac)
+        for link_local in ("forward", "drop"):
+            running.configure({"lan": msgspec.structs.replace(NO_FRAMES, link_local=link_local)}, **vms)
+            a.send([to_bridges])
+            assert a.sent()
+            row = next(
+                one
+                for one in running.show("settings")
+                if (one["of"], one["name"]) == ("uplink lan", "link_local")
+            )
+            assert (row["requested"], row["effective"]) == (link_local, link_local)
+        assert b.receive(1) == [to_bridges]
+        exchange(a, b)
+    assert running.engine.uplinks["lan"].uplink is opened
+    assert running.show("vms", "a")["drops"] == {"link_local": 1}
+
+
+def test_a_successor_that_was_opened_is_closed_when_another_is_refused(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing of it is left; and where none is refused, each is the uplink that was opened aside."""
+    made: list[Uplink] = []
+
+    def opening(name: str, *what: Any) -> Uplink:
+        if name == "wan" and len(made) == 1:
+            refused(name)
+        made.append(open_uplink(name, *what))
+        return made[-1]
+
+    both = {"lan": NO_FRAMES, "wan": NO_FRAMES}
+    running.configure(both, a=running.vm("a", 1, uplink="lan"))
+    opened = dict(running.engine.uplinks)
+    other = {"lan": Memory(count=0, mtu=1400), "wan": Memory(count=0, mtu=1400)}
+    monkeypatch.setattr(changes, "open_uplink", opening)
+    closed: list[Uplink] = []
+
+    def close(self: Uplink) -> None:
+        closed.append(self)
+
+    monkeypatch.setattr(MemoryUplink, "close", close)
+    with pytest.raises(HostError):
+        running.configure(other, a=running.vm("a", 1, uplink="lan"))
+    assert (closed, running.engine.uplinks) == (made, opened)
+    running.configure(other, a=running.vm("a", 1, uplink="lan"))
+    assert [one.uplink for one in running.engine.uplinks.values()] == made[1:]
+    assert [running.show("uplinks", name)["mtu"] for name in both] == [1400, 1400]
 
 
 def test_a_processor_that_is_not_the_engine_s_is_refused(running: Running):
@@ -268,23 +382,20 @@ def test_a_replay_begins_when_all_vms_of_its_configuration_have_their_filters(
 # --- properties -------------------------------------------------------------------------------------------------
 
 
+def below(config: Config, folder: str) -> Config:
+    """With its sockets, which are in /x, in this folder."""
+    vms = {
+        name: msgspec.structs.replace(vm, socket=folder + vm.socket[2:]) for name, vm in config.vms.items()
+    }
+    return Config(uplinks=config.uplinks, vms=vms)
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(configs(Path("/x")), configs(Path("/x")))
 def test_applying_a_plan_gives_the_sockets_and_filters_of_the_new_configuration(old: Config, new: Config):
     """From `old`, and nothing else; back to nothing leaves nothing."""
     with tempfile.TemporaryDirectory() as folder, Running(Path(folder)) as running:
-
-        def here(config: Config) -> Config:
-            vms = {
-                name: Vm(
-                    **{key: getattr(vm, key) for key in vm.__struct_fields__}
-                    | {"socket": folder + vm.socket[2:]}
-                )
-                for name, vm in config.vms.items()
-            }
-            return Config(uplinks=config.uplinks, vms=vms)
-
-        for config in (here(old), here(new), Config()):
+        for config in (below(old, folder), below(new, folder), Config()):
             running.do(running.engine.reconfigure, config)
             expected = sorted(Path(vm.socket).name for vm in config.vms.values())
             assert sorted(os.listdir(folder)) == expected
@@ -299,6 +410,47 @@ def test_applying_a_plan_gives_the_sockets_and_filters_of_the_new_configuration(
             assert published_filters(running.engine) == {
                 (mac, vm.vlan or 0, vm.uplink, name) for name, vm in config.vms.items() for mac in vm.mac
             }
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(configs(Path("/x")), configs(Path("/x")), st.sets(st.integers(0, 6)))
+def test_whatever_is_refused_every_vm_port_is_on_its_uplink_and_what_there_is_is_in_force(
+    old: Config, new: Config, refusals: set[int]
+):
+    """The n-th socket or device that is asked for is not to be had, of the new configuration or of the one from before."""
+    asked = itertools.count()
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*what: Any) -> Any:
+            if next(asked) in refusals:
+                raise HostError("[here]", "refused", "")
+            return function(*what)
+
+        return maybe
+
+    with tempfile.TemporaryDirectory() as folder, Running(Path(folder)) as running:
+        engine = running.engine
+        running.do(engine.reconfigure, below(old, folder))
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(HostError):
+            patch.setattr(changes, "open_uplink", refusing(open_uplink))
+            patch.setattr(Port, "open", refusing(Port.open))
+            running.do(engine.reconfigure, below(new, folder))
+        assert engine.config == Config(
+            uplinks={name: one.config for name, one in engine.uplinks.items()},
+            vms={name: vm.config for name, vm in engine.vms.items()},
+        )
+        for vm in engine.vms.values():
+            assert vm.home is engine.queues[vm.config.uplink]
+        assert set(engine.queues) == {None, *engine.uplinks}
+        assert sorted(os.listdir(folder)) == sorted(Path(vm.config.socket).name for vm in engine.vms.values())
+        assert published_filters(engine) == {
+            (mac, vm.vlan or 0, vm.uplink, name) for name, vm in engine.config.vms.items() for mac in vm.mac
+        }
+        lost = {f"vm {name}" for name in old.vms.keys() - engine.vms.keys()}
+        lost |= {f"uplink {name}" for name in old.uplinks.keys() - engine.uplinks.keys()}
+        assert engine.refused is None or set(engine.changes.missing) == lost
+        running.do(engine.reconfigure, below(old, folder))
+        assert (engine.config, engine.changes.missing) == (below(old, folder), {})
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_a_capture_has_every_frame_once_and_in_order_while_its_queue_moves(runni
 
 
 def move(running: Running, name: str, worker: int, *, shared: bool = False) -> None:
-    running.engine.mover.move(running.engine.vms[name], 0, worker, shared=shared)
+    running.engine.mover.move_all([mover.Move(running.engine.vms[name], 0, worker, shared)])
     running.engine.publish()
 
 

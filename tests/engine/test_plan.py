@@ -9,6 +9,7 @@ from hypothesis import given
 
 from tests.engine.configs import configs
 from vmq.config import Config, Memory, Pcap, Tap, Vm
+from vmq.config.records import Packet
 from vmq.engine.plan import (
     Action,
     AddVm,
@@ -16,8 +17,10 @@ from vmq.engine.plan import (
     ChangeVm,
     CloseUplink,
     OpenUplink,
+    PrepareUplink,
     RemoveVm,
     claims,
+    excludes,
     holds,
     lasting,
     plan,
@@ -41,10 +44,15 @@ def config(uplinks: dict | None = None, **vms: Vm) -> Config:
 def follow(old: Config, actions: tuple[Action, ...]) -> Config:
     """Do the actions on paper; fails where the engine would."""
     uplinks, vms = dict(old.uplinks), dict(old.vms)
+    prepared = {}
     for action in actions:
         match action:
+            case PrepareUplink(name, one):
+                assert not [other for other in uplinks.values() if excludes(other, one)]
+                prepared[name] = one
             case OpenUplink(name, one):
                 assert name not in uplinks
+                assert prepared.pop(name, one) == one
                 assert not holds(one) & set().union(*(holds(other) for other in uplinks.values()))
                 uplinks[name] = one
             case CloseUplink(name):
@@ -63,6 +71,7 @@ def follow(old: Config, actions: tuple[Action, ...]) -> Config:
                 vms[name] = one
             case RemoveVm(name):
                 del vms[name]
+    assert prepared == {}
     return Config(uplinks=uplinks, vms=vms)
 
 
@@ -121,7 +130,7 @@ def test_filters_change_under_a_connected_guest():
 def test_other_processors_of_an_uplink_disturb_nobody():
     """The uplink stays open; its VMs move if they must, others are left alone."""
     a, b = with_(A, uplink="lan"), B
-    for keys in ({"processors": (1, 2)}, {"numa_node": 1}, {"queues": 1}):
+    for keys in ({"processors": (1, 2)}, {"numa_node": 1}, {"queues": 1}, {"link_local": "forward"}):
         new = Memory(count=0, **keys)
         assert plan(config({"lan": LAN}, a=a, b=b), config({"lan": new}, a=a, b=b)) == (
             ChangeUplink("lan", new),
@@ -147,14 +156,33 @@ def test_two_vms_swap_their_sockets():
 
 
 def test_a_changed_uplink_is_closed_before_it_is_opened_again():
-    """The same device cannot be open twice; its VMs come back afterwards."""
-    vm, slower = with_(A, uplink="lan"), Memory(count=0, mtu=1400)
-    assert plan(config({"lan": LAN}, a=vm), config({"lan": slower}, a=vm)) == (
+    """The same TAP cannot be open twice; its VMs come back afterwards."""
+    vm, old, new = with_(A, uplink="lan"), Tap(device="tap0"), Tap(device="tap0", mtu=1400)
+    assert plan(config({"lan": old}, a=vm), config({"lan": new}, a=vm)) == (
         RemoveVm("a"),
         CloseUplink("lan"),
-        OpenUplink("lan", slower),
+        OpenUplink("lan", new),
         AddVm("a", vm),
     )
+
+
+def test_what_can_be_opened_beside_the_old_uplink_is_opened_before_anybody_is_disturbed():
+    """Another device, and packet sockets on the same one; it serves nobody yet."""
+    vm = with_(A, uplink="lan")
+    for old, new in (
+        (LAN, Memory(count=0, mtu=1400)),
+        (Tap(device="tap0"), Tap(device="tap1")),
+        (Packet(device="eth7"), Packet(device="eth7", mtu=1400)),
+    ):
+        assert plan(config({"lan": old}, a=vm), config({"lan": new}, a=vm)) == (
+            PrepareUplink("lan", new),
+            RemoveVm("a"),
+            CloseUplink("lan"),
+            OpenUplink("lan", new),
+            AddVm("a", vm),
+        )
+    new = Packet(device="tap0")  # which goes with its TAP
+    assert plan(config({"lan": Tap(device="tap0")}), config({"lan": new}))[0] == CloseUplink("lan")
 
 
 def test_a_renamed_uplink_waits_for_its_device():

@@ -7,14 +7,26 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.running import MACS, NO_FRAMES, PATIENCE, Running, exchange, frame, until
+from tests.engine.running import (
+    MACS,
+    NO_FRAMES,
+    PATIENCE,
+    TWO_CPUS,
+    Running,
+    exchange,
+    frame,
+    two_processors,
+    until,
+)
 from vmq.abi.ethernet import mac_number
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Contract
+from vmq.engine import mover
 from vmq.engine.queues import address_filter
 from vmq.errors import ApiError, ConfigError
 from vmq.filters import Field, FieldTest, Filter, Kind
@@ -238,15 +250,33 @@ def test_statistics_begin_anew_without_disturbing_anybody(running: Running):
         assert len(events(running, "reset")) == 1
 
 
-def test_a_reset_of_many_takes_as_many_versions_of_the_tables_as_one_of_few(running: Running):
-    """Control would be held for seconds otherwise: a version has all VM ports."""
-    versions = []
-    for count in (2, 12):
-        running.configure(**{f"v{n}": running.vm(f"v{n}", n) for n in range(1, count + 1)})
-        before = running.engine.publisher.epoch
-        running.do(contract(running).reset)
-        versions.append(running.engine.publisher.epoch - before)
-        until(lambda: not any(shared(running, name) for name in running.engine.vms))
+@pytest.mark.parametrize("operation", ["reset", "fewer receive queues"])
+@pytest.mark.parametrize("cpus", [TWO_CPUS[:1], pytest.param(TWO_CPUS, marks=two_processors)], ids=len)
+def test_a_reset_of_many_takes_as_many_versions_of_the_tables_as_one_of_few(
+    tmp_path: Path, cpus: list[int], operation: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Control would be held for seconds otherwise: a version has all VM ports, and guests that run have a way to go."""
+    monkeypatch.setattr(mover, "PATIENCE_SECONDS", PATIENCE)  # who is slow has a version of his own
+    versions: list[int] = []
+    with Running(tmp_path, tuple(cpus)) as running, ExitStack() as guests:
+        for count in (2, 6):
+            names = [f"v{n}" for n in range(1, count + 1)]
+            vms = {name: running.vm(name, n, uplink="lan") for n, name in enumerate(names, 1)}
+            running.configure({"lan": NO_FRAMES}, **vms)
+            for name in names[len(versions) * 2 :]:
+                guests.enter_context(running.guest(name))
+            until(lambda: all(running.engine.vms[name].running for name in names))  # noqa: B023 - not kept
+            until(lambda: not running.engine.mover._under_way)
+            before = running.engine.publisher.epoch
+            queues = running.engine.queues["lan"]
+            if operation == "reset":
+                running.do(queues.contract.reset)
+            else:
+                running.do(queues.limit, 1000 - count)
+            until(lambda: not running.engine.mover._under_way)
+            versions.append(running.engine.publisher.epoch - before)
+            assert not any(shared(running, name) for name in names)
+        assert {vm.worker for vm in running.engine.vms.values()} == set(range(len(cpus)))
     assert versions[0] == versions[1]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.running import TWO_CPUS, Running, exchange, until
 from vmq.dataplane import state
+from vmq.engine.mover import Move
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_kicks_are_watched_by_the_processor_that_serves_the_queue_and_by_nobody_
             vm.queues[1].worker,
         }
         goal = 1 - vm.queues[1].worker
-        running.do(lambda: running.engine.mover.move(vm, 1, goal, shared=False))
+        running.do(lambda: running.engine.mover.move_all([Move(vm, 1, goal)]))
         until(lambda: vm.queues[1].former == state.NONE)
         assert {index: worker for index, (_, worker) in vm.rings._kicks.items()} == {
             1: vm.queues[0].worker,

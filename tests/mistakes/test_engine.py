@@ -55,6 +55,10 @@ def test_d06_a_file_that_the_engine_has_refused(engine: Made, doctor: Doctor) ->
     assert "there is no device nosuch0" in seen(found)["vmq show configuration: refused"]
     assert seen(found)[f"{engine.path}: [uplink.lan]"] == "is there"
     assert "refused the file" in found["why"]
+    engine.says(vms("mtu = 1400\n", a=A))
+    (found,) = doctor.found("D06").values()
+    assert seen(found) == {f"{engine.path}: [vm.a] mtu": "1400"}
+    assert found["why"].startswith("An earlier version of the file was refused.")
     engine.says(good)
     assert doctor.clear("D06")
 
@@ -252,7 +256,10 @@ def test_d22_a_receive_queue_that_makes_it_slower_is_found_after_the_guard_has_a
     findings, failed = examined(Facts(), running.engine.config, rows, "test.toml")
     (found,) = [one for one in findings if one.code == "D22"]
     assert (found.status, found.severity, found.subject, failed) == ("found", "note", "VM a", {})
-    assert [entry.value for entry in found.evidence] == ["own 90 ns a frame, plain 40", "default"]
+    assert [entry.value for entry in found.evidence] == [
+        "own 90 ns a frame, plain 40",
+        f"default: {running.engine.guarding.fallen(vm)}",
+    ]
 
 
 def test_d23_no_indirection_table_can_be_uneven(engine: Made, doctor: Doctor) -> None:

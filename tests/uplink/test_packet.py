@@ -344,3 +344,23 @@ def test_an_announcement_leaves_at_once(wires: tuple[Namespace, Namespace]) -> N
         uplink.close()
         uplink.send(plain(8))
         assert uplink.descriptors() == [None]
+
+
+@pytest.mark.root
+def test_a_successor_is_opened_beside_the_one_that_serves_and_may_be_discarded(
+    wires: tuple[Namespace, Namespace],
+) -> None:
+    """Its device is as it was, and frames go where they went."""
+    engine, peer = wires
+    with closing(opened(engine, "left0", 2)) as uplink, peer_socket(peer, "peer0") as host:
+        other = engine.call(lambda: PacketUplink("lan", Packet(device="left0", mtu=1400), 2))
+        assert engine.call(uplink.status)["mtu"] == 1400
+        engine.call(other.discard)
+        assert (engine.call(uplink.status)["mtu"], other.descriptors()) == (1500, [None, None])
+        worker = Round()
+        host.send(plain(1))
+        found: list[bytes] = []  # of several lanes one gets it
+        deadline = time.monotonic() + 10
+        while not found and time.monotonic() < deadline:
+            found = [data for lane in uplink.lanes for data in worker.drain(lane)]
+        assert found == [plain(1)]

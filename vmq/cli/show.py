@@ -107,6 +107,10 @@ def _notes(row: Row) -> Iterator[str]:
     if "latency_below_ns" in row:
         yield from picture("latency", row["latency"], row["latency_below_ns"], time_text)
         yield from picture("batches", row["batches"], row["batches_below"], frames_text)
+    if row.get("corrected"):
+        yield "corrected: the file was written since it was refused; SIGHUP to vmq run, which reads it again"
+    for one in row.get("missing") or ():
+        yield f"missing: {one}"
     mode = row.get("mode")
     if mode in QEMU_IS and row.get("state") in {"listening", "connecting"}:
         yield f"mode: {mode} (QEMU is the {QEMU_IS[mode]})"

@@ -46,8 +46,8 @@ class Effects(Protocol):
     def release(self, queue: int) -> None:
         """Give everything back; the id is stale from now on."""
 
-    def start(self, queue: int) -> None:
-        """Get ready for frames; no filter points here yet."""
+    def start(self, queues: Sequence[int]) -> None:
+        """Get ready for frames; no filter points here yet. What is everybody's is always ready."""
 
     def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
         """Let exactly these filters point to these receive queues, all at once; others stay as they are."""
@@ -166,9 +166,8 @@ class Registry:
         """Carry receive queues to these states with the filters that they have now."""
         running = State.RUNNING
         disturbed = [queue for queue, state in steps.items() if running in {queue.state, state}]
-        for queue in disturbed:
-            if queue.state is not running:
-                self.effects.start(queue.id)
+        if begun := [queue.id for queue in disturbed if queue.state is not running]:
+            self.effects.start(begun)
         if disturbed:
             self.effects.install({queue.id: dict(queue.filters) for queue in disturbed})
         if ended := [queue.id for queue in disturbed if steps[queue] is not running]:
@@ -206,8 +205,7 @@ class Registry:
         self.effects.discard(names)
         for queue in every:
             self.clear_counters(queue)
-        for queue in running:
-            self.effects.start(queue.id)
+        self.effects.start(names)
         self.effects.install({queue.id: dict(queue.filters) for queue in running})
         self.tell("reset")
 

@@ -235,6 +235,14 @@ class Configured(Event, tag="configured", kw_only=True):
     remedy: str | None
 
 
+class Missing(Event, tag="missing", kw_only=True):
+    """A refused configuration is taken back, and this of the one from before ("vm a", "uplink lan") cannot be had back."""
+
+    subject: str
+    what: str
+    remedy: str
+
+
 class Found(Event, tag="finding", kw_only=True):
     """The doctor has found what was not there before (`found`), or it has gone (`cleared`)."""
 
@@ -299,6 +307,7 @@ AnyEvent = (
     | QueueSwap
     | Guarded
     | Configured
+    | Missing
     | Found
     | QueueState
     | DmaStopped

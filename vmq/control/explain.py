@@ -33,7 +33,7 @@ from vmq.abi.ethernet import (
     mac_text,
 )
 from vmq.control.filtered import Frame, Outline, rule
-from vmq.control.misses import of_vm
+from vmq.control.misses import filters_of, of_vm
 from vmq.control.views import drops, last_error
 from vmq.dataplane import reasons, state
 from vmq.engine.engine import Engine
@@ -332,6 +332,10 @@ def _near_misses(engine: Engine, question: Question, vid: int, decision: Decisio
     """The same address elsewhere: the usual mistake."""
     uplink = question.uplink
     for vm in engine.vms.values():
+        if vm.config.uplink == uplink:
+            decision.steps += [
+                f"near miss: {words}" for mac, _, words in filters_of(vm) if mac == question.mac
+            ]
         if question.mac not in vm.macs:
             continue
         own = vm.config.vlan or 0

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vmq.abi.ethernet import MAC_BROADCAST, MAC_GROUP_BIT, VLAN_HLEN, VLAN_VID_MASK, mac_text
-from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
+from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
 from vmq.dataplane.state import HEAD, NONE
-from vmq.engine.queues import TableEffects
+from vmq.engine.queues import TableEffects, UplinkQueues
 from vmq.engine.vm import Vm
 from vmq.filters import Field, FieldTest, Filter, Flag, PacketType, matches, overlap
-from vmq.filters.compiled import in_order
+from vmq.filters.compiled import in_order, plain
 from vmq.filters.model import ADDRESSES
 
 TAG = frozenset({Field.VLAN_ID, Field.PRIORITY})
@@ -169,3 +169,38 @@ def _takes(one: Filter, vm: Vm, mac: int, own: Filter) -> bool | None:
     if found == {True}:
         return True
     return None if found != {False} and overlap(one, own) else False
+
+
+# --- frames that other filters take from a filter -----------------------------------------------------------------
+
+
+def taken_from(queues: UplinkQueues, queue: int, number: int) -> Iterator[tuple[bool, str]]:
+    """Who gets frames that a filter in effect matches, because it is asked before: all of them (True) or some; in words."""
+    effects = queues.effects
+    mine = effects.in_effect[queue][number]
+    places = {one: (name, at) for name, filters in effects.in_effect.items() for at, one in filters.items()}
+    order = [one for one, _ in in_order([(one, 0) for one in places])]
+    for one in order[: order.index(mine)]:
+        name, at = places[one]
+        left = name == DEFAULT_QUEUE and plain(mine) is not None  # to the addresses, of which this is one
+        if name == queue and _covers(one, mine):
+            return  # they go where they are to go
+        if name == queue or left or not overlap(one, mine):
+            continue
+        owner = queues.contract.filter_parameters(None, at)["owner"]
+        whose = (
+            f"{effects.first[name].name}'s address" if owner == CONFIG else f"filter {at} of owner {owner}"
+        )
+        whole = _covers(one, mine)
+        yield (
+            whole,
+            f"{whose} (priority {one.priority}) takes {'all' if whole else 'some'} of its frames: {one}",
+        )
+        if whole:
+            return
+
+
+def _covers(one: Filter, other: Filter) -> bool:
+    """Whether a filter asks for nothing that the other does not ask for, too."""
+    same_frame = not (one.flags ^ other.flags) & Flag.ENCAPSULATION
+    return same_frame and not one.flags & ~other.flags and set(one.tests) <= set(other.tests)

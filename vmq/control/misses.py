@@ -2,21 +2,26 @@
 """Near misses: frames that a VM nearly got, addresses that nobody has, and senders who use another's.
 
     wrong_vlan       one of the VM's addresses, in a VLAN that is not the VM's
+    filter_vlan      the address of a client's filter of a receive queue of the VM, in a VLAN that is not the filter's
     duplicate_mac    a station on the wire sends from one of the VM's addresses
     spoofed_source   the VM sends from an address that is not its own (spoof_check)
     unknown_mac      an address that no receive filter names; those seen most often
 
-Each worker counts for itself (dataplane/classify.py); here the counts are added up. Each row comes with the remedy.
+Each worker counts for itself (dataplane/classify.py); here the counts are added up. Each row comes with the remedy. A VM
+port has one count for both VLANs, and of its frames the last one's VLAN: where that can be either, both are said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vmq.abi.ethernet import mac_text
+from vmq.contract import CONFIG
 from vmq.dataplane import reasons
 from vmq.engine.engine import Engine
 from vmq.engine.vm import Vm
+from vmq.filters.compiled import plain
 
 Row = dict[str, Any]
 
@@ -47,13 +52,7 @@ def _of_vm(vm: Vm) -> list[Row]:
     seen, known = of_vm(vm), {"vm": vm.name, "uplink": vm.config.uplink, "mac": mac_text(vm.macs[0])}
     found: list[Row] = []
     if seen.wrong_vlan:
-        vlan = seen.seen_vlan or None
-        key = f"set vlan = {vlan} for" if vlan else "leave vlan out of"
-        own = f"in VLAN {vm.config.vlan}" if vm.config.vlan else "untagged"
-        remedy = f"{key} [vm.{vm.name}], or send {own}"
-        found.append(
-            {"kind": "wrong_vlan", **known, "vlan": vlan, "count": seen.wrong_vlan, "remedy": remedy}
-        )
+        found.append(known | _elsewhere(vm, seen))
     if seen.duplicate:
         remedy = "give the VM, or the station on the wire that has it too, another address"
         found.append(
@@ -74,6 +73,45 @@ def _of_vm(vm: Vm) -> list[Row]:
     return found
 
 
+def _elsewhere(vm: Vm, seen: Misses) -> Row:
+    """Frames in a VLAN where nothing of the VM waits for them: its own addresses, or filters of clients."""
+    vlan = seen.seen_vlan or None
+    filters = [(mac, words) for mac, vid, words in filters_of(vm) if vid != seen.seen_vlan]
+    row: Row = {
+        "kind": "wrong_vlan",
+        "vlan": vlan,
+        "count": seen.wrong_vlan,
+        "filters": [one for _, one in filters],
+    }
+    told = f"set {'that filter' if len(filters) == 1 else 'one of these filters'} {_in(vlan)}: " + "; ".join(
+        row["filters"]
+    )
+    if filters and (vm.config.vlan or 0) == seen.seen_vlan:  # its own addresses wait there
+        return row | {"kind": "filter_vlan", "mac": mac_text(filters[0][0]), "remedy": told}
+    key = f"set vlan = {vlan} for" if vlan else "leave vlan out of"
+    remedy = f"{key} [vm.{vm.name}], or send {_in(vm.config.vlan)}"
+    return row | {"remedy": f"{remedy}; or {told}" if filters else remedy}
+
+
+def _in(vlan: int | None) -> str:
+    return f"in VLAN {vlan}" if vlan else "untagged"
+
+
+def filters_of(vm: Vm) -> Iterator[tuple[int, int, str]]:
+    """Plain filters in effect of clients that lead to receive queues of a VM: address, VLAN id, words."""
+    effects, contract = vm.home.effects, vm.home.contract
+    for queue, bound in effects.bound.items():
+        for number, one in effects.in_effect.get(queue, {}).items():
+            owner = contract.filter_parameters(None, number)["owner"]
+            key = plain(one)
+            if bound.vm is vm and owner != CONFIG and key is not None:
+                mac, vid = key
+                words = (
+                    f"filter {number} of {owner}, receive queue {queue}, waits for {mac_text(mac)} {_in(vid)}"
+                )
+                yield mac, vid, words
+
+
 def _strangers(engine: Engine) -> list[Row]:
     """Addresses that nobody has, most often seen first."""
     names = {opened.number: name for name, opened in engine.uplinks.items()}
@@ -81,6 +119,10 @@ def _strangers(engine: Engine) -> list[Row]:
         (mac, vm.config.vlan or 0, engine.uplink_number(vm.config.uplink))
         for vm in engine.vms.values()
         for mac in vm.macs
+    } | {
+        (*key, engine.uplink_number(queues.effects.uplink))
+        for queues in engine.queues.values()
+        for key in queues.effects.entry.plain
     }
     counts: dict[tuple[int, int, int], int] = {}
     for worker in engine.workers:

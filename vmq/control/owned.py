@@ -4,7 +4,7 @@
 Each receive queue and each filter of an owner that is not the configuration is a thing of its own in `vmq show settings`:
 
     queue 3 of backup, uplink lan      its state, and each member of its parameters
-    filter 7 of backup, uplink lan     where its frames are to go, and whether they do
+    filter 7 of backup, uplink lan     where its frames are to go, and whether they do: others may be asked before it
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
+from vmq.control.filtered import taken_from
 from vmq.engine.engine import Engine
 from vmq.engine.queues import UplinkQueues
 from vmq.engine.vm import Vm
@@ -21,6 +22,7 @@ from vmq.uplink.base import setting
 Row = dict[str, Any]
 PLACES = {DEFAULT_QUEUE: "the default queue", DROP_QUEUE: "the drop queue"}
 RING_DECIDES = "the guest's ring decides"
+COMPLETED = "it counts when a receive queue is completed: free it, and allocate one with that weight"
 
 
 def of_owners(engine: Engine) -> Iterator[Row]:
@@ -37,13 +39,15 @@ def of_owners(engine: Engine) -> Iterator[Row]:
             for one in queues.contract.enum_filters(None, number):
                 if one["owner"] != CONFIG:
                     of = f"filter {one['filter']} of {one['owner']}{where}"
-                    yield {"of": of, **_of_filter(one, states.get(number, {}))}
+                    yield {"of": of, **_of_filter(queues, one, states.get(number, {}))}
 
 
 def _of_queue(queues: UplinkQueues, record: Row) -> Iterator[Row]:
     """Its state, then what was asked for, member by member."""
-    yield setting("state", "Running", record["state"], record["why"])
     bound = queues.effects.bound.get(record["queue"])
+    lost = not_enabled(bound.vm, bound.pair) if bound is not None and not record["why"] else ""
+    state = f"{record['state']}, and not enabled" if lost else record["state"]
+    yield setting("state", "Running", state, record["why"] or lost)
     told = parameters(bound.vm, bound.pair, record) if bound is not None else record
     requested, effective = _flat(record["requested"]), _flat(told["effective"])
     for name in ("vm", "processor", "suggested_buffers", "weight", "indications", "indication_frames"):
@@ -52,6 +56,14 @@ def _of_queue(queues: UplinkQueues, record: Row) -> Iterator[Row]:
             has = bound.vm.name if bound is not None else None
         why = "" if asked == has else told["difference"].get(name) or record["why"]
         yield setting(name, asked, has, why)
+
+
+def not_enabled(vm: Vm, pair: int) -> str:
+    """What becomes of frames for a queue pair that a guest which runs others has not enabled."""
+    if pair == 0 or pair in vm.running or not vm.running:
+        return ""
+    lost = f"the guest has not enabled queue pair {pair}: frames for it are dropped (to_guest_not_running)"
+    return f"{lost}; ethtool -L DEVICE combined {pair + 1} in the guest"
 
 
 def _flat(members: Row) -> Row:
@@ -70,8 +82,12 @@ def parameters(vm: Vm, pair: int, asked: Row) -> Row:
         wanted = asked["requested"]["moderation"]
         if wanted["indications"] and 10**9 // wanted["indications"] == entry.gap:
             indications = wanted["indications"]  # a gap is a whole number of nanoseconds
+        bound = vm.home.effects.bound[asked["queue"]]
+        weight = asked["requested"]["weight"]
+        if asked["owner"] != CONFIG and bound.weight != weight:  # a VM's counts at every look
+            weight, difference["weight"] = bound.weight, COMPLETED
         effective |= {
-            "weight": asked["requested"]["weight"],
+            "weight": weight,
             "moderation": {"indications": indications, "frames": entry.gather},
             "suggested_buffers": size or None,
         }
@@ -79,9 +95,13 @@ def parameters(vm: Vm, pair: int, asked: Row) -> Row:
     return {"requested": asked.get("requested", {}), "effective": effective, "difference": difference}
 
 
-def _of_filter(record: Row, queue: Row) -> Row:
+def _of_filter(queues: UplinkQueues, record: Row, queue: Row) -> Row:
     """Where its frames are to go. Filters of everybody's receive queues are always in effect."""
     place = PLACES.get(record["queue"], f"receive queue {record['queue']}")
     words = f"{record['text']}, priority {record['priority']}: {place}"
-    in_effect = record["in_effect"]
-    return setting("filter", words, words if in_effect else None, "" if in_effect else str(queue.get("why")))
+    if not record["in_effect"]:
+        return setting("filter", words, None, str(queue.get("why")))
+    found = list(taken_from(queues, record["queue"], record["filter"]))
+    whole = any(one for one, _ in found)
+    effective = None if whole else words + " in part" * bool(found)
+    return setting("filter", words, effective, "; ".join(why for _, why in found))

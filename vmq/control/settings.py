@@ -15,6 +15,7 @@ clients of the API have beside the configuration has rows of its own (owned.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,17 +23,21 @@ import msgspec
 
 from vmq.abi.ethernet import mac_text
 from vmq.config import Memory, Pcap, Tap, cpu_text
+from vmq.contract import CONFIG
 from vmq.control.filtered import taken
 from vmq.control.owned import of_owners
+from vmq.doctor.finding import listed
 from vmq.engine.changes import OpenedUplink
 from vmq.engine.engine import Engine
 from vmq.engine.vm import DEFAULT_MTU, Vm
 from vmq.uplink.base import setting
+from vmq.worker import Worker
 
 Row = dict[str, Any]
 UNTAGGED = "untagged"
 LEFT_OUT = "left out: it is the device's own"
 CHANGED = "something outside of vmq changed it after vmq had set it"
+MOVED = "something outside of vmq moved its thread"
 NO_OFFLOADS = "not offered in this version: checksums and segments are finished before a guest gets them"
 NO_QUEUE = "it has no receive queue of its own"
 
@@ -45,13 +50,21 @@ def settings(engine: Engine) -> list[Row]:
         told = opened.uplink.status()
         found += [{"of": f"uplink {name}", **row} for row in of_uplink(engine, name, told)]
     found += [{"of": f"vm {vm.name}", **row} for vm in engine.vms.values() for row in of_vm(vm)]
-    return [*found, *of_owners(engine)]
+    return [*found, *_missing(engine), *of_owners(engine)]
+
+
+def _missing(engine: Engine) -> Iterator[Row]:
+    """Tables of the configuration that are not in force any more."""
+    for subject, why in engine.changes.missing.items():
+        yield {"of": subject, **setting("table", f"[{subject.replace(' ', '.', 1)}]", None, why)}
 
 
 def _of_engine(engine: Engine) -> Iterator[Row]:
     asked = engine.config.engine
-    cpus = cpu_text([worker.cpu for worker in engine.workers])
-    yield setting("processors", cpu_text(asked.processors) if asked.processors else None, cpus, engine.why)
+    cpus = sorted({cpu for worker in engine.workers for cpu in runs_on(worker) or [worker.cpu]})
+    moved = [f"{MOVED}: processor {worker.cpu}" for worker in engine.workers if _is_moved(worker)]
+    wanted = cpu_text(asked.processors) if asked.processors else None
+    yield setting("processors", wanted, cpu_text(cpus), "; ".join([engine.why, *moved]))
     if asked.placement == "dynamic" and len(engine.workers) == 1:
         yield setting("placement", asked.placement, "static", "there is one processor")
     else:
@@ -59,6 +72,15 @@ def _of_engine(engine: Engine) -> Iterator[Row]:
     fallen = [vm.name for vm in engine.vms.values() if engine.guarding.fallen(vm)]
     words = f"on the default queue because of it: {', '.join(fallen)}" if fallen else ""
     yield setting("guard", asked.guard, asked.guard, words)
+
+
+def runs_on(worker: Worker) -> list[int]:
+    """Where the thread of a processor may run, as the kernel has it; nowhere, if it does not run."""
+    return sorted(os.sched_getaffinity(worker.thread_id)) if worker.alive() and worker.thread_id else []
+
+
+def _is_moved(worker: Worker) -> bool:
+    return runs_on(worker) not in ([], [worker.cpu])
 
 
 def _of_doctor(engine: Engine) -> Iterator[Row]:
@@ -104,7 +126,11 @@ def _receive_queues(engine: Engine, uplink: str) -> Row:
     have = sum(vm.home.owns(vm) for vm in vms)
     limit = engine.uplinks[uplink].config.queues
     why = "" if have == len(vms) else f"{len(vms)} VMs; the others are served by the default queue"
-    return setting("queues", limit, have, why or ("as many as there are VMs" if limit != have else ""))
+    why = why or ("as many as there are VMs" if limit != have else "")
+    every = engine.queues[uplink].contract.enum_queues(None)
+    others = [one for one in every if one["effective"] and one["owner"] != CONFIG]
+    clients = listed([f"queue {one['queue']} of {one['owner']}" for one in others])
+    return setting("queues", limit, have, f"{why}; {len(others)} more: {clients}" if others else why)
 
 
 def _of_kind(opened: OpenedUplink) -> Iterator[Row]:
@@ -137,7 +163,7 @@ def of_vm(vm: Vm) -> list[Row]:
     return [
         _own_queue(vm),
         _weight(vm),
-        _uplink(vm),
+        setting("uplink", vm.config.uplink, vm.home.effects.uplink),
         setting("mode", vm.config.mode, vm.port.mode),
         _filters(vm),
         *_followed(vm),
@@ -176,9 +202,12 @@ def _why_shared(vm: Vm) -> str:
 
 
 def _processor(vm: Vm) -> Row:
-    effective = vm.engine.workers[vm.worker].cpu
+    worker = vm.engine.workers[vm.worker]
+    effective: int | str = worker.cpu
     why = vm.engine.places[vm.name].why
-    if vm.queues[0].shared:
+    if _is_moved(worker):
+        effective, why = cpu_text(runs_on(worker)), f"{MOVED}: it is that of processor {worker.cpu}"
+    elif vm.queues[0].shared:
         why = "the processor of the default queue"
     elif vm.queues[0].former >= 0:
         why = "it is on its way there"
@@ -258,13 +287,6 @@ def _checks(vm: Vm) -> Iterator[Row]:
 def _weight(vm: Vm) -> Row:
     asked = vm.home.contract.queue_parameters(None, vm.queue_id)["requested"]
     return setting("weight", vm.config.weight, asked["weight"])
-
-
-def _uplink(vm: Vm) -> Row:
-    asked = vm.config.uplink
-    if asked is None or asked in vm.engine.uplinks:
-        return setting("uplink", asked, asked)
-    return setting("uplink", asked, None, "it could not be opened again: its log says why")
 
 
 def _followed(vm: Vm) -> Iterator[Row]:

@@ -20,8 +20,8 @@ from vmq.config import tables
 from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE
 from vmq.control.histograms import histogram_row
 from vmq.control.misses import misses
-from vmq.control.owned import parameters
-from vmq.control.settings import of_uplink, of_vm, settings
+from vmq.control.owned import not_enabled, parameters
+from vmq.control.settings import of_uplink, of_vm, runs_on, settings
 from vmq.dataplane import reasons
 from vmq.engine.engine import Engine
 from vmq.engine.queues import UplinkQueues
@@ -130,7 +130,7 @@ def queue_row(vm: Vm, index: int) -> Row:
         "life": asked.get("state"),
         "own": not entry.shared if asked else None,
         "weight": asked["requested"]["weight"] if asked else None,
-        "why": asked["why"] or _not_enabled(vm, index) if asked else UNUSED,
+        "why": asked["why"] or not_enabled(vm, index) if asked else UNUSED,
         **parameters(vm, index, asked),
         "size_to_guest": ring[2 * index].size,
         "size_from_guest": ring[2 * index + 1].size,
@@ -149,14 +149,6 @@ def queue_row(vm: Vm, index: int) -> Row:
         "batches": [int(count) for count in row["batches"]],
         "drops": drops(row["to_guest_drops"], row["account"]["drops"]),
     }
-
-
-def _not_enabled(vm: Vm, index: int) -> str:
-    """What becomes of frames for a queue pair that a guest which runs others has not enabled."""
-    if index == 0 or index in vm.running or not vm.running:
-        return ""
-    lost = f"the guest has not enabled queue pair {index}: frames for it are dropped (to_guest_not_running)"
-    return f"{lost}; ethtool -L DEVICE combined {index + 1} in the guest"
 
 
 def filter_rows(engine: Engine) -> Iterable[Row]:
@@ -229,12 +221,11 @@ def uplink_row(engine: Engine, name: str) -> Row:
 
 def processor_row(engine: Engine, worker: Worker) -> Row:
     """One processor; where its thread may run is read back from the kernel."""
-    effective = sorted(os.sched_getaffinity(worker.thread_id)) if worker.alive() and worker.thread_id else []
     busy, slept = worker.busy_ns, int(worker.row["slept_ns"])
     vms = [vm for vm in engine.vms.values() if vm.worker == worker.index]
     return {
         "cpu": worker.cpu,
-        "effective": effective,
+        "effective": runs_on(worker),
         "thread": worker.thread_id,
         "state": "gone" if not worker.alive() else "sleeping" if worker.row["sleeping"] else "busy",
         "why": engine.why,
@@ -255,6 +246,8 @@ def configuration_row(engine: Engine) -> Row:
         "file": os.path.abspath(engine.where),
         "in_force": tables(engine.config),
         "refused": str(refused).partition("\n")[0] if refused else None,
+        "corrected": engine.corrected,
+        "missing": [f"{subject}: {why}" for subject, why in engine.changes.missing.items()],
     }
 
 

@@ -35,7 +35,7 @@ def blame(see: Situation, row: Row) -> str:
         if _owners(see, row):
             return "D15"
         return "D32" if _passed(see, str(row.get("vm"))) else "D16"
-    return {"wrong_vlan": "D12", "duplicate_mac": "D15"}.get(str(kind), "")
+    return {"wrong_vlan": "D12", "filter_vlan": "D12", "duplicate_mac": "D15"}.get(str(kind), "")
 
 
 def _owners(see: Situation, row: Row) -> list[PortView]:
@@ -92,6 +92,15 @@ def wrong_vlan(see: Situation) -> list[Outcome]:
 
 def _seen_elsewhere(see: Situation, row: Row) -> Outcome:
     vm, vlan = str(row.get("vm")), row.get("vlan")
+    if row.get("filters"):  # theirs, or one of two: which is for people to say
+        return found(
+            f"VM {vm}",
+            _seen(row, "the VLAN of its receive filter"),
+            vms=(vm,),
+            confidence="likely",
+            why="Frames to its address, or to that of a client's filter, come in a VLAN in which nothing waits for them.",
+            fix=Fix(str(row.get("remedy"))),
+        )
     own = next((port.vlan for port in see.ports if port.name == vm), None)
     ours = f"vlan = {vlan} in [vm.{vm}]" if vlan else f"leave vlan out of [vm.{vm}]"
     return found(

@@ -22,6 +22,7 @@ from vmq.doctor.finding import (
     Outcome,
     Severity,
     found,
+    listed,
     not_applicable,
     settled,
     unknown,
@@ -33,6 +34,7 @@ from vmq.doctor.steps import Command, Step, edit, words, writes
 VIEWS_WITH_SETTINGS = ("vms", "queues", "uplinks", "processors")
 QEMU_ENDS = "the guest is restarted"
 DIFFERENCES = 8  # keys that are named
+FIXED = ("api", "processors", "group")  # keys of [engine] with which SIGHUP is refused
 # Settings with a rule of their own: D08, D10 and D11 say who has no receive queue of its own, D21 and D24 how many run.
 # What hinders following a list of addresses is the VM's last error, which D06 tells anyway.
 OTHERS = frozenset({"receive_queue", "queues", "queue_pairs", "qmp", "qmp_nic"})
@@ -127,20 +129,25 @@ def _not_taken(see: Situation, row: Row) -> Iterator[Outcome]:
     differ = list(_differing(see, row.get("in_force") or {})) if same_file else []
     if not differ and (same_file or not row.get("refused")):  # what was refused is in the file no more
         return
-    if row.get("refused"):
+    fixed = [key for key in FIXED if any(one.where == see.key("engine", key) for one in differ)]
+    if row.get("refused") and not row.get("corrected"):
         why = "The engine has refused the file; the configuration from before it stays in force."
         fix = "Correct what the refusal names; then SIGHUP to vmq run"
     else:
         why = "The file was changed, and the engine was not told: what was in it before stays in force."
         fix = "SIGHUP to vmq run, which reads it again"
-    refusal = (Evidence("vmq show configuration: refused", str(row["refused"]), "none"),)
+    if row.get("refused") and row.get("corrected"):
+        why = f"An earlier version of the file was refused. {why}"
+    if fixed:
+        fix = f"Restart vmq run: it cannot change {listed(fixed)} of [engine] while it runs"
+    refusal = (Evidence("vmq show configuration: refused", str(row.get("refused")), "none"),)
     yield found(
         f"configuration {row.get('file')}",
-        *(refusal if row.get("refused") else ()),
+        *(refusal if row.get("refused") and not (differ and row.get("corrected")) else ()),
         *differ[:DIFFERENCES],
         severity="warning",
         why=why,
-        fix=Fix(fix, RELOAD if not any("[engine]" in one.where for one in differ) else "vmq run"),
+        fix=Fix(fix, "vmq run" if fixed else RELOAD),
     )
 
 
@@ -177,6 +184,8 @@ def _setting(view: str, row: Row, setting: Row) -> Iterator[Outcome]:
     asked, effective, why = setting.get("requested"), setting.get("effective"), str(setting.get("why") or "")
     name, key = str(row.get("name") or row.get("vm") or row.get("cpu")), str(setting.get("name"))
     if asked is None or asked == effective or key in OTHERS | SAID:
+        return
+    if key == "processor" and "moved its thread" in why:  # `_moved` says more about it
         return
     if row.get("own_queue") is False and view == "vms" and key != "filters":  # what follows is said with it
         return

@@ -2,7 +2,9 @@
 """From one configuration to another, whole or not at all, while frames flow.
 
 `plan` (plan.py) says what leads there; this file does it. What may fail comes first and disturbs nobody; when it fails,
-everything goes back to what it was, and the error says why.
+everything goes back to what it was, and the error says why. What cannot be had back is `missing`: told in the log, in the
+journal and in `vmq show`, until a configuration is in force again as it was asked for. A VM port is never without the
+uplink that it was configured for: where that is missing, it is missing too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from vmq.engine.plan import (
     ChangeVm,
     CloseUplink,
     OpenUplink,
+    PrepareUplink,
     RemoveVm,
     lasting,
     plan,
@@ -57,6 +60,8 @@ class Changes:
         self.reaches: dict[str, Reach] = {}  # the processors that may serve each VM
         self.uplink_reaches: dict[str, Reach] = {}  # those of each uplink, for all of its VMs
         self.opening = set[str]()  # uplinks that receive nothing yet: their VMs are not all there
+        self.missing: dict[str, str] = {}  # "vm a" or "uplink lan" → why it is not in force any more
+        self._prepared: dict[str, Uplink] = {}  # open, and not an uplink of the engine yet
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
@@ -85,6 +90,7 @@ class Changes:
             raise HostError(
                 self.engine.where, wrong, "raise the limit of open files, or of memory"
             ) from error
+        self.missing.clear()
         self._in_force(new)
         return actions
 
@@ -117,17 +123,20 @@ class Changes:
         self.uplink_reaches = {name: reach_of(name, new, cpus, topology) for name in new.uplinks}
 
     def _restore(self, old: Config) -> None:
-        """Back to `old` from wherever `_apply` stopped: remove what is new, add what is missing.
+        """Back to `old` from wherever `_apply` stopped: remove what is new, add what is gone.
 
         What cannot be opened again is missed in words: the configuration in force is what there is.
         """
         engine = self.engine
+        while self._prepared:
+            self._prepared.popitem()[1].discard()
+        there = [name for name, one in engine.uplinks.items() if same_wire(old.uplinks.get(name), one.config)]
         for name, vm in list(engine.vms.items()):
-            if name not in old.vms or lasting(old.vms[name]) != lasting(vm.config):
+            stays = name in old.vms and lasting(old.vms[name]) == lasting(vm.config)
+            if not stays or vm.config.uplink not in (None, *there):
                 self.remove_vm(name)
-        for name, opened in list(engine.uplinks.items()):
-            if not same_wire(old.uplinks.get(name), opened.config):
-                self.close_uplink(name)
+        for name in [name for name in engine.uplinks if name not in there]:
+            self.close_uplink(name)
         self._arrange(old)
         for action in plan(self._what_there_is(old), old):
             try:
@@ -135,10 +144,19 @@ class Changes:
             except TimeoutError:
                 raise
             except (VmqError, OSError) as error:
-                LOG.error("%s", error)  # noqa: TRY400 - the operator's, in words
+                self._miss(action, error)
         for vm in engine.vms.values():
             vm.home.follow(vm)  # what `_free_addresses` has taken
         self._in_force(self._what_there_is(old))
+
+    def _miss(self, action: Action, error: Exception) -> None:
+        """Something of the configuration from before cannot be had back: say so."""
+        subject = f"{'vm' if isinstance(action, AddVm | ChangeVm) else 'uplink'} {action.name}"
+        wrong = f"{error.where}: {error.wrong}" if isinstance(error, ConfigError) else str(error)
+        remedy = error.remedy if isinstance(error, VmqError) else ""
+        LOG.error("%s is not in force any more: %s", subject, error)
+        self.missing[subject] = wrong
+        self.engine.journal.tell("missing", subject=subject, what=wrong, remedy=remedy)
 
     def _what_there_is(self, config: Config) -> Config:
         """With the keys of `config` that are the engine's own, or the doctor's."""
@@ -147,7 +165,9 @@ class Changes:
         return Config(engine=config.engine, uplinks=uplinks, vms=vms, doctor=config.doctor)
 
     def _apply(self, action: Action, new: Config) -> None:
-        if isinstance(action, OpenUplink):
+        if isinstance(action, PrepareUplink):
+            self._prepared[action.name] = self._opened(action.name, action.config, new)
+        elif isinstance(action, OpenUplink):
             self._open_uplink(action.name, action.config, new)
         elif isinstance(action, ChangeUplink):
             self._change_uplink(action.name, action.config)
@@ -167,13 +187,7 @@ class Changes:
         if (len(engine.uplinks) + 1) * count > state.MAX_LANES:  # numbers are dense
             where = f"{engine.where}: [uplink.{name}]"
             raise ConfigError(where, "too many uplinks", f"at most {state.MAX_LANES} lanes")
-        targets = [
-            (mac_number(mac), vm.vlan or 0) for vm in new.vms.values() if vm.uplink == name for mac in vm.mac
-        ]
-        try:
-            uplink = open_uplink(name, config, count, targets)
-        except ConfigError as error:
-            raise type(error)(f"{engine.where}: {error.where}", error.wrong, error.remedy) from error
+        uplink = self._prepared.pop(name, None) or self._opened(name, config, new)
         number = _free(opened.number for opened in engine.uplinks.values())
         engine.segment.rows["lane_state"][number * count : (number + 1) * count] = 0
         engine.uplinks[name] = OpenedUplink(number, uplink, config)
@@ -184,9 +198,21 @@ class Changes:
             if fd is not None:
                 worker.watch(fd)
 
+    def _opened(self, name: str, config: AnyUplink, new: Config) -> Uplink:
+        """The host's side of an uplink; ConfigError or HostError, and nothing left."""
+        engine = self.engine
+        targets = [
+            (mac_number(mac), vm.vlan or 0) for vm in new.vms.values() if vm.uplink == name for mac in vm.mac
+        ]
+        try:
+            return open_uplink(name, config, len(engine.workers), targets)
+        except ConfigError as error:
+            raise type(error)(f"{engine.where}: {error.where}", error.wrong, error.remedy) from error
+
     def _change_uplink(self, name: str, config: AnyUplink) -> None:
         engine = self.engine
         engine.uplinks[name] = engine.uplinks[name]._replace(config=config)
+        engine.uplinks[name].uplink.reconfigure(config)
         engine.queues[name].limit(config.queues)
 
     def close_uplink(self, name: str) -> None:
@@ -209,6 +235,9 @@ class Changes:
     def _add_vm(self, name: str, config: VmConfig) -> None:
         engine = self.engine
         where = f"{engine.where}: [vm.{name}]"
+        if config.uplink is not None and config.uplink not in engine.uplinks:
+            wrong = f"its uplink {config.uplink} could not be opened again"
+            raise ConfigError(where, wrong, "correct what that lacks, then SIGHUP to vmq run")
         number = _free(vm.number for vm in engine.vms.values())
         if number >= state.MAX_VPORTS:
             raise ConfigError(where, "too many VMs", f"at most {state.MAX_VPORTS} are served")

@@ -51,6 +51,13 @@ def _say(problem: BaseException) -> None:
     LOG.error("a processor has died: %s", problem)
 
 
+def _written(path: str) -> int | None:
+    """When a file was written last; None if it is not there."""
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_mtime_ns
+    return None
+
+
 class Engine:
     """One engine. `where` names its configuration in errors; `cpus` are its processors."""
 
@@ -58,6 +65,7 @@ class Engine:
         self.where, self.why, self.group = where, why, group
         self.config = Config()
         self.refused: VmqError | None = None  # why the last one that it was to take is not in force
+        self._refused_then: int | None = None  # when the file that was refused had been written
         self.journal = Journal()
         self.segment = Segment(len(cpus))
         self.publisher = Publisher(self.segment)
@@ -135,10 +143,15 @@ class Engine:
 
     def configured(self, actions: int, refused: VmqError | None = None) -> None:
         """A configuration was brought about, or refused: told, and kept for whoever asks later."""
-        self.refused = refused
+        self.refused, self._refused_then = refused, _written(self.where)
         where = f"{refused.where}: " if isinstance(refused, ConfigError) and refused.where else ""
         wrong, remedy = (where + refused.wrong, refused.remedy) if refused else (None, None)
         self.journal.tell("configured", actions=actions, wrong=wrong, remedy=remedy)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether the file that was refused has been written since: nobody knows what the engine thinks of it."""
+        return self.refused is not None and _written(self.where) != self._refused_then
 
     def reconfigure(self, new: Config) -> tuple[Action, ...]:
         """Bring about another configuration, whole or not at all; the actions taken. ConfigError: nothing changed."""
@@ -163,13 +176,11 @@ class Engine:
 
     def uplink_of(self, vm: Vm) -> Uplink | None:
         """The uplink of a VM, None without."""
-        found = self.uplinks.get(vm.config.uplink or "")
-        return found.uplink if found else None
+        return None if vm.config.uplink is None else self.uplinks[vm.config.uplink].uplink
 
     def uplink_number(self, name: str | None) -> int:
         """The number of an uplink in filters, NONE without."""
-        found = self.uplinks.get(name or "")
-        return found.number if found else state.NONE
+        return state.NONE if name is None else self.uplinks[name].number
 
     def publish(self) -> None:
         """Publish what is; go on when every processor has adopted it."""

@@ -6,17 +6,18 @@
     2. wait      until the rings to the old one hold nothing for the queue, and those from it nothing of the guest's
     3. publish   former = NONE                   the new one delivers, and takes from the guest
 
-Step 2 is a matter of microseconds, as frames of sources that do not wait are delivered or dropped at once. Frames of a
-lossless source stay in the old one's ring for as long as the guest posts no buffers: then control does not wait, and
-looks again with every tick; and frames of sources that do not wait are dropped (`late`), as the guest has no buffer for
-them, before they fill a ring that is others', too. A queue that nobody has started has no such way to go.
+Any number go together: two versions, and one wait for all of them. Step 2 is a matter of microseconds, as frames of
+sources that do not wait are delivered or dropped at once. Frames of a lossless source stay in the old one's ring for as
+long as the guest posts no buffers: then control does not wait, and looks again with every tick; and frames of sources that
+do not wait are dropped (`late`), as the guest has no buffer for them, before they fill a ring that is others', too. A
+queue that nobody has started has no such way to go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -25,7 +26,6 @@ import numpy as np
 
 from vmq.dataplane import state
 from vmq.jit import at
-from vmq.publisher import QueueEntry
 
 if TYPE_CHECKING:
     from vmq.engine.engine import Engine
@@ -80,8 +80,8 @@ class Journey:
 
     vm: Vm
     pair: int
-    marks: list[Mark]
-    then: tuple[int, bool] | None = None
+    marks: list[Mark] = field(default_factory=list)
+    then: Move | None = None
     since: float = field(default_factory=time.monotonic)
 
     def arrived(self, *, most: int = EVERY) -> bool:
@@ -94,6 +94,16 @@ class Journey:
         return not lists[self.vm.first_queue + self.pair]["kept"]
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Let `worker` serve a receive queue, by itself or (`shared`) by its default queue."""
+
+    vm: Vm
+    pair: int
+    worker: int
+    shared: bool = False
+
+
 class Mover:
     """All journeys of an engine."""
 
@@ -102,28 +112,36 @@ class Mover:
         self._under_way: dict[tuple[int, int], Journey] = {}
         self._timer: asyncio.TimerHandle | None = None  # one for all who are on their way
 
-    def move(self, vm: Vm, pair: int, worker: int, *, shared: bool) -> None:
-        """Let `worker` serve a receive queue, by itself or (`shared`) by its default queue, from the next version on."""
+    def move_all(self, moves: Sequence[Move]) -> None:
+        """Let workers serve receive queues from the next version on; those that have a way to go set out together."""
+        going = [journey for move in moves if (journey := self._set_out(move)) is not None]
+        if not going:
+            return
+        for journey in going:
+            journey.vm.rings.watch()
+        self.engine.publish()
+        for journey in going:
+            journey.marks = list(self._marks(journey.vm, journey.pair))
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and not all(one.arrived(most=AT_ONCE) for one in going):
+            time.sleep(PAUSE_SECONDS)
+        self._end(going, most=AT_ONCE)
+        self._soon()
+
+    def _set_out(self, move: Move) -> Journey | None:
+        """Change its entry; the journey, if it has one before it."""
+        vm, pair = move.vm, move.pair
         entry = vm.queues[pair]
         going = self._under_way.get((vm.number, pair))
         if going is not None:
-            going.then = worker, shared
-        elif worker == entry.worker or not vm.started(pair):
-            vm.queues[pair] = replace(entry, worker=worker, shared=shared)
+            going.then = move
+        elif move.worker == entry.worker or not vm.started(pair):
+            vm.queues[pair] = replace(entry, worker=move.worker, shared=move.shared)
         else:
-            self._set_out(vm, pair, replace(entry, worker=worker, former=entry.worker, shared=shared))
-
-    def _set_out(self, vm: Vm, pair: int, entry: QueueEntry) -> None:
-        vm.queues[pair] = entry
-        vm.rings.watch()
-        self.engine.publish()
-        journey = Journey(vm, pair, list(self._marks(vm, pair, entry.former)))
-        self._under_way[vm.number, pair] = journey
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not journey.arrived(most=AT_ONCE) and time.monotonic() < deadline:
-            time.sleep(PAUSE_SECONDS)
-        self._end(journey, most=AT_ONCE)
-        self._soon()
+            vm.queues[pair] = replace(entry, worker=move.worker, former=entry.worker, shared=move.shared)
+            going = self._under_way[vm.number, pair] = Journey(vm, pair)
+            return going
+        return None
 
     def _soon(self) -> None:
         """Look again before the next tick, while somebody is on his way who is merely slow."""
@@ -134,11 +152,11 @@ class Mover:
 
     def _look_soon(self) -> None:
         self._timer = None
-        for journey in list(self._under_way.values()):
-            self._end(journey, most=AT_ONCE)
+        self._end(list(self._under_way.values()), most=AT_ONCE)
         self._soon()
 
-    def _marks(self, vm: Vm, pair: int, former: int) -> Iterator[Mark]:
+    def _marks(self, vm: Vm, pair: int) -> Iterator[Mark]:
+        former = vm.queues[pair].former
         rings, most = self.engine.segment.rows["rings"], state.MAX_WORKERS
         for hold in range(2):
             for other in range(len(self.engine.workers)):
@@ -151,23 +169,23 @@ class Mover:
                     if sender == former and not hold:
                         yield Mark(address, head, "source", vm.number)
 
-    def _end(self, journey: Journey, *, most: int = EVERY) -> None:
-        if not journey.arrived(most=most):
-            return
-        vm, pair = journey.vm, journey.pair
-        del self._under_way[vm.number, pair]
-        vm.queues[pair] = replace(vm.queues[pair], former=state.NONE, late=False)
-        self.engine.publish()
-        vm.rings.watch()
-        if journey.then is not None:
-            worker, shared = journey.then
-            self.move(vm, pair, worker, shared=shared)
+    def _end(self, journeys: Collection[Journey], *, most: int = EVERY) -> None:
+        """Let those go on that have arrived, in one version."""
+        ended = [one for one in journeys if one.arrived(most=most)]
+        for one in ended:
+            del self._under_way[one.vm.number, one.pair]
+            one.vm.queues[one.pair] = replace(one.vm.queues[one.pair], former=state.NONE, late=False)
+        if ended:
+            self.engine.publish()
+        for one in ended:
+            one.vm.rings.watch()
+        if further := [one.then for one in ended if one.then is not None]:
+            self.move_all(further)
             self.engine.publish()
 
     def look(self) -> None:
-        """Let those go on that have arrived."""
-        for journey in list(self._under_way.values()):
-            self._end(journey)
+        """Let those go on that have arrived, and mark those that are late."""
+        self._end(list(self._under_way.values()))
         now = time.monotonic()
         late = [
             one

@@ -3,8 +3,10 @@
 
 `plan(x, x)` is empty. What is new comes first, since it may fail, and then nothing has been disturbed; what is gone
 comes last, since it cannot fail. Only what is new in the place of something old (the same socket, filter, device or
-file) comes after that. A VM whose socket stays is changed in place and keeps its guest; one that needs another
-socket, uplink or number of queues is replaced.
+file) comes after that. An uplink that takes the place of another is opened first all the same, aside, unless the two
+cannot be open at once: a device that is not there is found before anybody is disturbed. A VM whose socket stays is
+changed in place and keeps its guest; one that needs another socket, uplink or number of queues is replaced, and so are
+those of an uplink that is opened anew.
 """
 
 from __future__ import annotations
@@ -14,11 +16,20 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from vmq.config import AnyUplink, Config, Vm
+from vmq.config.records import Packet
 
 
 @dataclass(frozen=True, slots=True)
 class OpenUplink:
     """A new uplink."""
+
+    name: str
+    config: AnyUplink
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareUplink:
+    """The successor of an uplink that is still there: it is opened, and serves nobody before `OpenUplink`."""
 
     name: str
     config: AnyUplink
@@ -33,7 +44,7 @@ class CloseUplink:
 
 @dataclass(frozen=True, slots=True)
 class ChangeUplink:
-    """Other processors or queues for the VMs of an uplink, which stays open."""
+    """Other processors or queues for the VMs of an uplink, or other frames that it forwards; it stays open."""
 
     name: str
     config: AnyUplink
@@ -62,7 +73,7 @@ class RemoveVm:
     name: str
 
 
-Action = OpenUplink | CloseUplink | ChangeUplink | AddVm | ChangeVm | RemoveVm
+Action = OpenUplink | PrepareUplink | CloseUplink | ChangeUplink | AddVm | ChangeVm | RemoveVm
 
 
 def lasting(vm: Vm) -> tuple[object, ...]:
@@ -71,10 +82,12 @@ def lasting(vm: Vm) -> tuple[object, ...]:
 
 
 def same_wire(one: AnyUplink | None, other: AnyUplink | None) -> bool:
-    """Whether one can go on as the other: they differ in nothing but what serves their VMs."""
+    """Whether one can go on as the other: they differ in what serves their VMs, or what is asked of each frame."""
 
     def wire(uplink: AnyUplink | None) -> AnyUplink | None:
-        return replace(uplink, processors=None, numa_node=None, queues=None) if uplink is not None else None
+        if uplink is None:
+            return None
+        return replace(uplink, processors=None, numa_node=None, queues=None, link_local="drop")
 
     return wire(one) == wire(other)
 
@@ -89,6 +102,12 @@ def holds(uplink: AnyUplink) -> set[object]:
     return {getattr(uplink, "device", None), getattr(uplink, "write", None)} - {None}
 
 
+def excludes(old: AnyUplink, new: AnyUplink) -> bool:
+    """Whether the one must be closed before the other is opened. Packet sockets share their device."""
+    share = isinstance(old, Packet) and isinstance(new, Packet)
+    return not share and bool(holds(old) & holds(new))
+
+
 def plan(old: Config, new: Config) -> tuple[Action, ...]:
     """The actions, in order. The engine's own keys (api, processors, group) are not among them."""
     fresh = {name for name, uplink in new.uplinks.items() if not same_wire(old.uplinks.get(name), uplink)}
@@ -96,6 +115,11 @@ def plan(old: Config, new: Config) -> tuple[Action, ...]:
     moved = [name for name in new.uplinks if name not in fresh and old.uplinks[name] != new.uplinks[name]]
     busy = set[object]().union(*(holds(old.uplinks[name]) for name in stale))
     late = {name for name in fresh if name in stale or holds(new.uplinks[name]) & busy}
+    ahead = [
+        name
+        for name in new.uplinks
+        if name in late and not any(excludes(old.uplinks[gone], new.uplinks[name]) for gone in stale)
+    ]
     replaced = {
         name
         for name, vm in new.vms.items()
@@ -112,6 +136,7 @@ def plan(old: Config, new: Config) -> tuple[Action, ...]:
     added = [name for name in new.vms if name not in kept]
     return (
         *(OpenUplink(name, new.uplinks[name]) for name in new.uplinks if name in fresh - late),
+        *(PrepareUplink(name, new.uplinks[name]) for name in ahead),
         *(AddVm(name, new.vms[name]) for name in added if name in early),
         *(ChangeUplink(name, new.uplinks[name]) for name in moved),
         *(ChangeVm(name, new.vms[name]) for name in changed),

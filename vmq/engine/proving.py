@@ -17,6 +17,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from vmq.dynamic import Path, Sample, Verdict, judge
+from vmq.engine.mover import Move
 from vmq.errors import ApiError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Proving:
         """Let the frames of a VM take this way."""
         plain = path is Path.PLAIN
         worker = self.engine.default if plain else self.engine.worker_of(vm.cpu)
-        self.engine.mover.move(vm, 0, worker, shared=plain)
+        self.engine.mover.move_all([Move(vm, 0, worker, plain)])
         self.engine.publish()
 
     async def _take(self, vm: Vm, path: Path) -> None:

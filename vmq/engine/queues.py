@@ -23,6 +23,7 @@ from vmq.contract import CONFIG, DEFAULT_QUEUE, DROP_QUEUE, Budget, Capabilities
 from vmq.dataplane.reasons import DROP_QUEUE as DROPPED
 from vmq.dataplane.state import NONE, TO_DEFAULT_QUEUE, TO_DROP_QUEUE
 from vmq.engine.counted import Counted
+from vmq.engine.mover import Move
 from vmq.errors import ApiError, VmqError
 from vmq.filters import Field, FieldTest, Filter, Flag, Kind
 from vmq.filters.compiled import Arranger, rows
@@ -48,11 +49,12 @@ def address_filter(mac: int, vlan: int | None) -> Filter:
 
 @dataclass
 class Bound:
-    """A receive queue that is complete: a queue pair of a VM port, and the worker that was granted."""
+    """A receive queue that is complete: a queue pair of a VM port, the worker that was granted, the weight that counted."""
 
     vm: Vm
     pair: int
     worker: int
+    weight: int
 
 
 class TableEffects:
@@ -88,7 +90,8 @@ class TableEffects:
         vm = self.first.get(queue) or self.engine.vms.get(parameters.vm)
         if vm is None or vm.home.effects is not self:
             raise VmqError(f"no VM {parameters.vm!r} on this uplink", "name the VM that it is for")
-        one = self.bound[queue] = Bound(vm, 0 if queue in self.first else self._free_pair(vm), worker)
+        pair = 0 if queue in self.first else self._free_pair(vm)
+        one = self.bound[queue] = Bound(vm, pair, worker, parameters.weight)
         vm.moderate(one.pair, parameters.moderation.indications, parameters.moderation.frames)
 
     def _free_pair(self, vm: Vm) -> int:
@@ -105,21 +108,20 @@ class TableEffects:
         one = self.bound.pop(queue)
         one.vm.moderate(one.pair, 0, 0)
 
-    def start(self, queue: int) -> None:
-        if queue not in self.bound:
-            return
-        one = self.bound[queue]
-        if queue in self.first and (
-            self.engine.guarding.fallen(one.vm) or self.engine.proving.busy == one.vm.name
-        ):
-            return  # its way is somebody else's to choose
-        self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+    def start(self, queues: Sequence[int]) -> None:
+        bound = [self.bound[queue] for queue in queues if queue in self.bound and not self._led(queue)]
+        self.engine.mover.move_all([Move(one.vm, one.pair, one.worker) for one in bound])
+
+    def _led(self, queue: int) -> bool:
+        """Whether its way is somebody else's to choose."""
+        vm = self.first.get(queue)
+        return vm is not None and bool(self.engine.guarding.fallen(vm) or self.engine.proving.busy == vm.name)
 
     def spread(self, vm: Vm) -> None:
         """Queue pairs of a VM that no receive queue has, only sent on, follow its processor."""
         taken = {one.pair for one in self.bound.values() if one.vm is vm} | {0}
-        for pair in set(range(vm.config.queue_pairs)) - taken:
-            self.engine.mover.move(vm, pair, self.engine.worker_of(vm.cpu), shared=False)
+        free, worker = set(range(vm.config.queue_pairs)) - taken, self.engine.worker_of(vm.cpu)
+        self.engine.mover.move_all([Move(vm, pair, worker) for pair in sorted(free)])
 
     def install(self, filters: Mapping[int, Mapping[int, Filter]]) -> None:
         self._arranger.change({name: (kept, self.target(name)) for name, kept in filters.items()})
@@ -128,10 +130,9 @@ class TableEffects:
         self.engine.publish()
 
     def pause(self, queues: Sequence[int]) -> None:
-        for queue in (
-            self.first.keys() & queues
-        ):  # their addresses are the VM port's: the default queue goes on with them
-            self.engine.mover.move(self.first[queue], 0, self.engine.default, shared=True)
+        first = [self.first[queue] for queue in queues if queue in self.first]
+        # Their addresses are the VM port's: the default queue goes on with them.
+        self.engine.mover.move_all([Move(vm, 0, self.engine.default, shared=True) for vm in first])
         self.discard([queue for queue in queues if queue not in self.first])
 
     def discard(self, queues: Sequence[int]) -> None:
@@ -155,7 +156,7 @@ class TableEffects:
         one.worker = self.engine.worker_of(grant.processor)
         one.vm.moderate(one.pair, parameters.moderation.indications, parameters.moderation.frames)
         if not one.vm.queues[one.pair].shared:
-            self.engine.mover.move(one.vm, one.pair, one.worker, shared=False)
+            self.engine.mover.move_all([Move(one.vm, one.pair, one.worker)])
         self.engine.publish()
 
     def clear_counters(self, queue: int) -> None:

@@ -68,8 +68,7 @@ class Vm:
             for pair in range(config.queue_pairs)
         ]
         self.cpu = -1  # the processor that is to serve its own receive queue
-        # The receive queues of its uplink; of none, if that could not be opened again.
-        self.home: UplinkQueues = engine.queues.get(config.uplink, engine.queues[None])
+        self.home: UplinkQueues = engine.queues[config.uplink]  # the receive queues of its uplink
         self.queue_id = -1  # of its first receive queue in the contract of its uplink
         self.filters: dict[int, tuple[int, Filter]] = {}  # its addresses: ids there, and what they mean
         self.guard: Guard | None = None  # whether that queue is worth it

@@ -43,8 +43,13 @@ class Uplink(ABC):
         for worker in range(worker_count):
             row = np.zeros(1, state.lane)[0]
             row["worker"], row["fd"] = worker, state.NONE
-            row["forward_link_local"] = config.link_local == "forward"
             self.lanes.append(row)
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Record) -> None:
+        """Take what may change while it is open: the lanes of the next version have it."""
+        for row in self.lanes:
+            row["forward_link_local"] = config.link_local == "forward"
 
     def place(self, key: str = "") -> str:
         """How errors name this uplink, or one of its keys."""
@@ -78,6 +83,10 @@ class Uplink(ABC):
 
     def tick(self) -> None:  # noqa: B027 - most kinds leave nothing
         """Work off what the workers left for control."""
+
+    def discard(self) -> None:
+        """It is not to serve after all: close it, and leave its device as it was for whoever has that."""
+        self.close()
 
     def close(self) -> None:
         """Give everything back; it never fails, and may be called again."""

@@ -108,6 +108,7 @@ class PacketUplink(Uplink):
             raise HostError(where, f"there is no device {device}", "Name one that ip link shows")
         if known.kind != nd.ARPHRD_ETHER:
             raise HostError(where, f"{device} is no Ethernet device", "Name an Ethernet device")
+        self._mtu_before = known.mtu
         if self.config.mtu is not None:
             with refusing(
                 self.place("mtu"), f"{device} does not take {self.config.mtu}", {}, "Choose a smaller MTU"
@@ -237,6 +238,12 @@ class PacketUplink(Uplink):
             ),
         ]
         return told
+
+    def discard(self) -> None:
+        super().discard()
+        if self.config.mtu is not None:
+            with contextlib.suppress(OSError):
+                link.set_mtu(self.config.device, self._mtu_before)
 
     def close(self) -> None:
         for row in self.lanes:
