@@ -12,14 +12,14 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-unit test-vm test-long check bench bench-quick lock man clean \
-	debian-packages root-or-say root-tests hostile-tests
+	debian-packages root-or-say root-tests hostile-tests bench-tests
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # A test that needs none of these needs neither root nor QEMU. The rules of the tree are make check's.
 RULES := tests/test_architecture.py tests/test_conftest.py
 PLAIN := -m "not (root or qemu or dpdk or slow or perf)"
-UNIT := $(PLAIN) $(RULES:%=--ignore=%) --ignore=tests/hostile
+UNIT := $(PLAIN) $(RULES:%=--ignore=%) --ignore=tests/hostile --ignore=tests/bench
 # What runs kernels, or is worth a coverage figure; the rest of Python behaves alike in every mode.
 KERNELS := tests/dataplane tests/guest tests/uplink tests/test_jit.py
 COVERED := $(KERNELS) tests/abi tests/vhost tests/engine tests/test_publisher.py tests/test_worker.py
@@ -44,7 +44,7 @@ help:  ## this list
 demo: .venv/run.stamp  ## the whole thing on this machine, without root, NIC or QEMU (ARGS=… for vmq demo)
 	$(BIN)/vmq demo $(ARGS)
 
-test: check test-unit hostile-tests root-tests  ## everything CI runs; as root it installs packages.debian and boots guests too
+test: check test-unit hostile-tests bench-tests root-tests  ## everything CI runs; as root it installs packages.debian and boots guests too
 
 # On two processors: the released code on one, the two slower readings of it on the other. What the first one says is
 # shown when it is over.
@@ -63,6 +63,10 @@ hostile-tests: .venv/dev.stamp
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(PLAIN) $(ARGS) tests/hostile
 	$(PYTEST) $(PLAIN) $(ARGS) tests/hostile
 
+# The benchmark's own: they measure nothing, and compile more than all units.
+bench-tests: .venv/dev.stamp
+	$(PYTEST) $(PLAIN) $(ARGS) tests/bench
+
 test-vm: root-or-say .venv/dev.stamp debian-packages  ## as root: namespaces, TAPs, QEMU guests, dpdk-testpmd
 	$(BIN)/python -m tests.vm.lab.image
 	$(PYTEST) $(REAL) $(ARGS)
@@ -77,8 +81,8 @@ check: .venv/dev.stamp  ## format, lint, types, layers and the other rules of th
 	$(BIN)/lint-imports
 	$(PYTEST) -q $(RULES)
 
-bench: root-or-say .venv/dev.stamp debian-packages  ## as root: every figure beside its peers (ROW=… for one)
-	$(BIN)/python -m bench $(ROW)
+bench: root-or-say .venv/dev.stamp debian-packages  ## as root: every figure beside its peers (ROW=… for some, FRESH=1 anew)
+	$(BIN)/python -m bench $(if $(FRESH),--fresh) $(ROW)
 
 bench-quick: .venv/dev.stamp  ## the figures that need no peers, in three minutes
 	$(BIN)/python -m bench --quick $(ROW)

@@ -10,6 +10,8 @@ another processor. Compare lines of one table with each other, and with nothing 
 
 All guests of a core share POSTED buffers, however many they are: what frames are written to is as large for one queue
 as for 256. The recording is as large for one address as for 4096. Both reach past the second-level cache.
+
+A `Stage` is what a worker needs beside its thread; a `Core` is the stage with one processor that most rows measure.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.engine import on_processor
 from bench.stats import Figure
-from bench.systems import ENGINE_CPU, SEED
+from bench.systems import ENGINE_CPU, GUEST_CPU, SEED
 from vmq.abi.ethernet import ETH_ALEN, ETH_HLEN, mac_number
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import split_ring_bytes, vring_avail, vring_desc
@@ -44,33 +46,49 @@ GUEST_BASE = 1 << 20  # where guest memory begins, for the guest
 ROUNDS = 64  # of one span; rings have buffers for as many
 SPANS = 40  # of one value
 FLOWS = 1024
+FRAME_MAX = 9000 + ETH_HLEN
 FIRST_MAC = mac_number("52:54:00:00:00:00")
 FEATURES = state.RING_EVENT_IDX | state.RING_INDIRECT | state.RING_MERGEABLE
 Order = npt.NDArray[np.int64]
-SPAN = rows(("worker", i64), ("tables", i64), ("rings", i64), ("queues", i64))
+SPAN = rows(
+    ("worker", i64), ("tables", i64), ("rings", i64),
+    ("first", i64), ("queues", i64),  # receive queues that have all their buffers again after a span
+    ("rounds", i64), ("spans", i64),  # of a span; of one value
+    ("slow", i64), ("rest", i64),  # this one has them only after `rest` spans; NONE without
+)  # fmt: skip
 
 
 @kernel
-def span(address: int) -> int:
-    """ns of ROUNDS rounds; then every receive ring has all its buffers again."""
+def refill(row: Any, t: Any, number: int) -> None:
+    """After span `number`, every receive ring has all its buffers again."""
+    virtqueues = at(t["virtqueues"], 2 * t["queue_count"], state.virtqueue)
+    rings = at(row["rings"], 2 * t["queue_count"], state.ring_state)
+    for queue in range(row["first"], row["first"] + row["queues"]):
+        if queue == row["slow"] and number % row["rest"]:
+            continue
+        vq = virtqueues[2 * queue]
+        index = (int64(rings[2 * queue]["next_avail"]) + int64(vq["size"])) & state.M16
+        poke(vq["avail"] + 2, np.uint16, np.uint16(index))
+
+
+@kernel
+def play(address: int) -> int:
+    """ns of all spans; what lies between them is not measured."""
     row = at(address, 1, SPAN)[0]
     w = at(row["worker"], 1, state.worker)[0]
     t = at(row["tables"], 1, state.tables)[0]
-    began = now(w)
-    for _ in range(ROUNDS):
-        all_rounds(t, w)
-    taken = now(w) - began
-    virtqueues = at(t["virtqueues"], 2 * t["queue_count"], state.virtqueue)
-    rings = at(row["rings"], 2 * t["queue_count"], state.ring_state)
-    for number in range(row["queues"]):
-        vq = virtqueues[2 * number]
-        index = (int64(rings[2 * number]["next_avail"]) + int64(vq["size"])) & state.M16
-        poke(vq["avail"] + 2, np.uint16, np.uint16(index))
+    taken = int64(0)
+    for number in range(row["spans"]):
+        began = now(w)
+        for _ in range(row["rounds"]):
+            all_rounds(t, w)
+        taken += now(w) - began
+        refill(row, t, number)
     return taken
 
 
 def compile_kernels() -> None:
-    compile_for(span, "int64")
+    compile_for(play, "int64")
 
 
 def mac(number: int) -> int:
@@ -78,10 +96,12 @@ def mac(number: int) -> int:
     return FIRST_MAC + (number >> 8 << 32) + ((number & 255) << 40)
 
 
-def recording(size: int, macs: Sequence[int], order: Order, vlans: Sequence[int] = ()) -> Recording:
+def recording(
+    size: int, macs: Sequence[int], order: Order, vlans: Sequence[int] = (), flows: int = FLOWS
+) -> Recording:
     """Frame n goes to macs[order[n]], in its VLAN if there are `vlans`."""
     count = len(order)
-    made = generate(size, FLOWS, count, ())
+    made = generate(size, flows, count, ())
     octets = np.array(macs, "<u8").view(np.uint8).reshape(-1, 8)[:, :ETH_ALEN]
     places = made.rows["address"] - address_of(made.block)
     made.block[places[:, None] + np.arange(ETH_ALEN)] = octets[order]
@@ -103,16 +123,23 @@ def in_runs(count: int, targets: int) -> Order:
 class Rings:
     """Guest memory: a receive ring with buffers posted, and a transmit ring in which nothing stands."""
 
-    def __init__(self, size: int) -> None:
-        parts = [-(-sum(split_ring_bytes(size)) // PAGE) * PAGE, size * STRIDE]
-        self.length = 2 * parts[0] + parts[1]
-        self._memory = mmap.mmap(
-            -1, self.length
-        )  # shared: small pages, as guests' memory has, however large it is
+    def __init__(self, size: int, stride: int = STRIDE) -> None:
+        ring = -(-sum(split_ring_bytes(size)) // PAGE) * PAGE
+        self.stride, self.length = stride, 2 * ring + size * stride
+        # Shared: small pages, as guests' memory has, however large it is.
+        self._memory = mmap.mmap(-1, self.length)
         self.host = address_of(np.frombuffer(self._memory, np.uint8))
-        self.receive = self._ring(size, self.host)
-        self.transmit = self._ring(size, self.host + parts[0])
-        self._post(size, GUEST_BASE + 2 * parts[0])
+        self.receive, self.transmit = self._ring(size, self.host), self._ring(size, self.host + ring)
+        self.buffers = self.host + 2 * ring
+        table = at(self.receive.desc, size, vring_desc)
+        table["addr"], table["len"] = self.guest_address(self.buffers) + stride * np.arange(size), stride
+        table["flags"] = 2
+        at(self.receive.avail + vring_avail.itemsize, size, np.uint16)[:] = np.arange(size)
+        at(self.receive.avail, 1, vring_avail)["idx"] = size
+
+    def guest_address(self, place: int) -> int:
+        """What the guest calls a place of its memory."""
+        return place - self.host + GUEST_BASE
 
     def _ring(self, size: int, place: int) -> RingEntry:
         desc, avail, _ = split_ring_bytes(size)
@@ -127,17 +154,95 @@ class Rings:
             features=FEATURES,
         )
 
-    def _post(self, size: int, buffers: int) -> None:
-        table = at(self.receive.desc, size, vring_desc)
-        table["addr"], table["len"], table["flags"] = buffers + STRIDE * np.arange(size), STRIDE, 2
-        at(self.receive.avail + vring_avail.itemsize, size, np.uint16)[:] = np.arange(size)
-        at(self.receive.avail, 1, vring_avail)["idx"] = size
+    def port(
+        self,
+        number: int,
+        macs: Sequence[int],
+        queue: QueueEntry,
+        *,
+        uplink: int = 0,
+        vlan: int = 0,
+        sends: bool = True,
+    ) -> PortEntry:
+        """VM port `number` with this memory and one receive queue of the same number."""
+        return PortEntry(
+            number=number,
+            first_queue=number,
+            queues=(queue,),
+            uplink=uplink,
+            vlan=vlan,
+            macs=tuple(macs),
+            frame_max=FRAME_MAX,
+            regions=((GUEST_BASE, self.length, self.host),),
+            rings={0: (self.receive, self.transmit if sends else RingEntry())},
+        )
 
 
-class Core:
+class Stage:
+    """Processors whose threads are the caller's, uplinks that play without end, and tables for them."""
+
+    def __init__(self, processors: int = 1) -> None:
+        self.segment = Segment(processors)
+        self._workers = [
+            Worker(self.segment, index, (ENGINE_CPU, GUEST_CPU)[index]) for index in range(processors)
+        ]
+        self._links = link_rings(self.segment)
+        self._publisher = Publisher(self.segment)
+        self._uplinks: list[MemoryUplink] = []
+        self._entries: list[UplinkEntry] = []
+
+    def play(self, played: Recording, processor: int = 0, *, waits: bool = False) -> None:
+        """One more uplink, that this processor reads; one that `waits` is not read while a ring is full."""
+        number = len(self._uplinks)
+        uplink = MemoryUplink(f"source{number}", Memory(count=0, lossless=waits), len(self._workers))
+        uplink.play(played, 0)
+        lanes = uplink.lanes
+        self._uplinks.append(uplink)
+        self._entries.append(
+            UplinkEntry(number, (*lanes[len(lanes) - processor :], *lanes[: len(lanes) - processor]))
+        )
+
+    def publish(self, ports: list[PortEntry], filters: Sequence[FilterEntry] = ()) -> None:
+        """Make these the tables."""
+        self._publisher.publish(ports, self._entries, filters)
+        rings = self.segment.rows["ring_state"]
+        rings["first"], rings["region"] = 1, state.NONE
+
+    def span(self, processor: int, first: int, queues: int, rounds: int = ROUNDS) -> npt.NDArray[Any]:
+        """What `play` is told: a processor, and the receive queues that it fills."""
+        made = np.zeros(1, SPAN)
+        made["worker"] = address_of(self.segment.rows["workers"][processor : processor + 1])
+        made["tables"] = self.segment.engine["tables"]
+        made["rings"] = address_of(self.segment.rows["ring_state"])
+        made["first"], made["queues"] = first, queues
+        made["rounds"], made["spans"], made["slow"] = rounds, SPANS, state.NONE
+        return made
+
+    def forwarded(self) -> int:
+        """Frames from the wire that a receive queue was named for, and that do not wait."""
+        lanes = self.segment.rows["lane_state"]
+        return int(lanes["account"]["forwarded"].sum()) - int(lanes["pending"].sum())
+
+    def arrived(self, queues: slice = slice(None)) -> int:
+        """Frames in receive rings."""
+        return int(self.segment.rows["queue_state"]["frames_to_guest"][queues].sum())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+        unmap_rings(self._links)
+        for uplink in self._uplinks:
+            uplink.close()
+        self.segment.close()
+
+
+class Core(Stage):
     """One processor, one uplink that plays without end, `queues` guests. `macs`: of the guests, in turn; so `vlans`.
 
-    With `sends`, guests have a transmit ring, too, in which nothing ever stands.
+    With `sends`, guests have a transmit ring, too, in which nothing ever stands. `entry`: of every receive queue.
     """
 
     def __init__(
@@ -148,64 +253,32 @@ class Core:
         *,
         vlans: Sequence[int] = (0,),
         filters: Sequence[FilterEntry] = (),
-        shared: bool = False,
+        entry: QueueEntry = QueueEntry(0, generation=1),  # noqa: B008 - it never changes
         sends: bool = True,
         posted: int = POSTED,
+        stride: int = STRIDE,
+        rounds: int = ROUNDS,
     ) -> None:
-        self.segment = Segment(1)
-        self._worker = Worker(self.segment, 0, ENGINE_CPU)
-        self._links = link_rings(self.segment)
-        self._publisher = Publisher(self.segment)
-        self._played = MemoryUplink("source", Memory(count=0, lossless=False), 1)
-        self._played.play(played, 0)
-        self._sends = sends
-        self.queues, self._guests = queues, [Rings(posted // queues) for _ in range(queues)]
+        super().__init__()
+        self.queues, self.played = queues, played
+        self.guests = [Rings(posted // queues, stride) for _ in range(queues)]
+        self.play(played)
         ports = [
-            self._port(number, tuple(macs[number::queues]), vlans[number % len(vlans)], shared=shared)
-            for number in range(queues)
+            guest.port(number, macs[number::queues], entry, vlan=vlans[number % len(vlans)], sends=sends)
+            for number, guest in enumerate(self.guests)
         ]
-        self._publisher.publish(ports, [UplinkEntry(0, tuple(self._played.lanes))], filters)
-        rings = self.segment.rows["ring_state"]
-        rings["first"], rings["region"] = 1, state.NONE
-        self._row = np.zeros(1, SPAN)
-        worker = self.segment.rows["workers"][:1]
-        worker["tables"] = self.segment.engine["tables"]
-        self._row["worker"], self._row["tables"] = address_of(worker), self.segment.engine["tables"]
-        self._row["rings"], self._row["queues"] = address_of(rings), queues
+        self.publish(ports, filters)
+        self.row = self.span(0, 0, queues, rounds)
 
-    def _port(self, number: int, macs: tuple[int, ...], vlan: int, *, shared: bool) -> PortEntry:
-        guest = self._guests[number]
-        return PortEntry(
-            number=number,
-            first_queue=number,
-            queues=(QueueEntry(0, shared=shared, generation=1),),
-            uplink=0,
-            vlan=vlan,
-            macs=macs,
-            frame_max=self._played.mtu + ETH_HLEN,
-            regions=((GUEST_BASE, guest.length, guest.host),),
-            rings={0: (guest.receive, guest.transmit if self._sends else RingEntry())},
-        )
-
-    def nanoseconds(self, spans: int = SPANS) -> float:
+    def nanoseconds(self, spans: int = SPANS, kernel: Callable[[int], int] = play) -> float:
         """ns a frame, on this thread; ValueError if a frame did not arrive."""
-        books = self.segment.rows["queue_state"][: self.queues]
-        lane = self.segment.rows["lane_state"][0]["account"]
-        before = int(books["frames_to_guest"].sum()), int(lane["forwarded"])
-        taken = sum(int(span(address_of(self._row))) for _ in range(spans))
-        frames = int(books["frames_to_guest"].sum()) - before[0]
-        if not frames or frames != int(lane["forwarded"]) - before[1]:
-            raise ValueError(f"{frames} of {int(lane['forwarded']) - before[1]} frames arrived")
+        before = self.arrived(), self.forwarded()
+        self.row["spans"] = spans
+        taken = int(kernel(address_of(self.row)))
+        frames, forwarded = self.arrived() - before[0], self.forwarded() - before[1]
+        if not frames or frames != forwarded:
+            raise ValueError(f"{frames} of {forwarded} frames arrived")
         return taken / frames
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._worker.close()
-        unmap_rings(self._links)
-        self._played.close()
-        self.segment.close()
 
 
 def in_turn(makers: Mapping[str, Callable[[], Core]], runs: int) -> dict[str, Figure]:

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bench.core import POSTED, Core, in_runs, in_turn, mac, recording, scattered
+from bench.core import POSTED, Core, Order, in_runs, in_turn, mac, recording, scattered
 from bench.stats import Figure
 from vmq.filters import Field, FieldTest, Filter, Kind
 from vmq.filters.compiled import rows
-from vmq.publisher import FilterEntry
+from vmq.publisher import FilterEntry, QueueEntry
 
 PLAIN, GENERIC = (1, 16, 256, 4096), (1, 4, 16, 64, 256)
 QUEUES, SEGMENT = (1, 4, 16, 64, 256), 64
+FLOWS, FLOW_QUEUES = (1, 1024, 32768, 1 << 20), 4
 COUNT = {64: 131072, 1514: 8192}  # frames of a recording: 8 and 12 MiB
 BUFFERS = {64: POSTED, 1514: 8192}  # that are written to: 4 MiB of theirs, and 12
+FLOW_COUNT = 1 << 20  # frames of a recording of any number of flows: 64 MiB, and rows of 32
 TIMES = 3  # values a run: each takes some ten milliseconds
 UNUSED_PORT = 20000  # UDP; frames go to port 9
 ELSEWHERE = 1  # an uplink that has filters and no frames
@@ -42,19 +44,29 @@ def generic_rows(count: int) -> npt.NDArray[Any]:
     return rows([(Filter((test,)), 0) for test in tests])
 
 
-def with_queues(queues: int, segment: int = SEGMENT, *, sends: bool = True) -> Core:
-    """So many guests, `segment` of them in a VLAN; a burst to one, then one to the next."""
+def with_queues(
+    queues: int, segment: int = SEGMENT, *, order: Callable[[int, int], Order] = in_runs, sends: bool = True
+) -> Core:
+    """So many guests, `segment` of them in a VLAN; a burst to one, then one to the next, or another order."""
     macs = [mac(number) for number in range(queues)]
     vlans = [1 + number // segment for number in range(queues)]
-    played = recording(64, macs, in_runs(COUNT[64], queues), vlans)
+    played = recording(64, macs, order(COUNT[64], queues), vlans)
     return Core(played, macs, queues, vlans=vlans, sends=sends)
+
+
+def with_flows(flows: int) -> Core:
+    """Frames of so many pairs of addresses and ports, to four receive queues in random order."""
+    macs = [mac(number) for number in range(FLOW_QUEUES)]
+    played = recording(64, macs, scattered(FLOW_COUNT, FLOW_QUEUES), flows=flows)
+    return Core(played, macs, FLOW_QUEUES)
 
 
 def with_guests(size: int, guests: int, shared: bool) -> Core:
     """Frames of a size to some guests in random order, whose receive queues are their own, or `shared`: none is."""
     macs = [mac(number) for number in range(guests)]
     played = recording(size, macs, scattered(COUNT[size], guests))
-    return Core(played, macs, guests, shared=shared, posted=BUFFERS[size])
+    entry = QueueEntry(0, shared=shared, generation=1)
+    return Core(played, macs, guests, entry=entry, posted=BUFFERS[size])
 
 
 def filters(runs: int) -> dict[str, Figure]:
@@ -86,6 +98,17 @@ def queues(runs: int) -> dict[str, Figure]:
     return in_turn(cores, TIMES * runs)
 
 
+def singles(runs: int) -> dict[str, Figure]:
+    """ns a frame when each goes to a receive queue of its own: more of them, and fewer frames an indication."""
+    cores = {f"{count} receive queues": partial(with_queues, count, order=scattered) for count in QUEUES}
+    return in_turn(cores, TIMES * runs)
+
+
+def flows(runs: int) -> dict[str, Figure]:
+    """ns a frame of one flow and of a million; a recording is as large for one as for the other."""
+    return in_turn({f"{count} flows": partial(with_flows, count) for count in FLOWS}, TIMES * runs)
+
+
 def own(size: int, guests: int, runs: int) -> dict[str, Figure]:
     """ns a frame with receive queues of their own, and with none."""
     cores = {
@@ -99,5 +122,7 @@ ROWS: dict[str, Callable[[int], dict[str, Figure]]] = {
     "filters": filters,
     "generic": generic,
     "queues": queues,
+    "singles": singles,
+    "flows": flows,
     **{f"own-{size}-{guests}": partial(own, size, guests) for size in (64, 1514) for guests in (1, 4)},
 }

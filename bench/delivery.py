@@ -17,7 +17,7 @@ from typing import Any
 from bench import quiet
 from bench.guests import FRONT_ENDS, Meter, keeping, rate
 from bench.stats import Figure
-from bench.systems import CLASSIFYING, SYSTEMS, Served, compared, frames_for, mac
+from bench.systems import CLASSIFYING, SYSTEMS, Load, Served, Size, compared, frames_for, mac, named
 from tests.dpdk.frames import mac_bytes
 
 WARM_SECONDS, MEASURED_SECONDS, KEPT_SECONDS = 1.0, 1.6, 0.2
@@ -39,12 +39,13 @@ def first_frames(served: Served, meter: Meter) -> None:
         time.sleep(0.05)
 
 
-def once(system: str, front_end: str, guests: int, size: int) -> float:
+def once(system: str, front_end: str, guests: int, size: Size) -> float:
     """One run: million frames a second that arrived."""
+    load = Load(guests, frames_for(guests, size))
     with tempfile.TemporaryDirectory(prefix="vmq-bench-") as name:
         folder = Path(name)
         with (
-            SYSTEMS[system](folder, guests, size) as served,
+            SYSTEMS[system](folder, load) as served,
             FRONT_ENDS[front_end](folder, served) as meter,
         ):
             first_frames(served, meter)
@@ -84,13 +85,14 @@ def settled(row: Mapping[str, Any]) -> int:
     return int(row["frames_to_guest"]) + named
 
 
-def prove(system: str, guests: int, size: int) -> int:
+def prove(system: str, guests: int, size: Size) -> int:
     """Compare what the guests of a system get with its capture; frames compared."""
-    allowed = frozenset(frames_for(guests, size))
+    load = Load(guests, frames_for(guests, size))
+    allowed = frozenset(load.frames)
     compared_frames = 0
     with tempfile.TemporaryDirectory(prefix="vmq-bench-") as name:
         folder = Path(name)
-        with SYSTEMS[system](folder, guests, size) as served, keeping(folder, served) as (meter, kept):
+        with SYSTEMS[system](folder, load) as served, keeping(folder, served) as (meter, kept):
             first_frames(served, meter)
             time.sleep(KEPT_SECONDS)
             for number, frames in enumerate(kept()):
@@ -112,18 +114,25 @@ def strays(frames: list[bytes], allowed: frozenset[bytes], address: bytes) -> st
     return ""
 
 
-def delivery(front_end: str, guests: int, size: int, runs: int, say: Say) -> dict[str, Figure]:
+def delivery(front_end: str, guests: int, size: Size, runs: int, say: Say) -> dict[str, Figure]:
     """Figures of each system that can serve so many guests."""
-    values: dict[str, list[float]] = {name: [] for name in compared(guests)}
-    for system in values:
+    what = f"{named(size)} to {guests}"
+    for system in compared(guests):
         if system in CLASSIFYING:
-            say(
-                f"{size} B to {guests}: {prove(system, guests, size)} frames of {system} compared, all intact"
-            )
+            say(f"{what}: {prove(system, guests, size)} frames of {system} compared, all intact")
+    measure = {name: partial(once, name, front_end, guests, size) for name in compared(guests)}
+    return in_turn(measure, f"{what} {front_end}", runs, say)
+
+
+def in_turn(
+    measure: Mapping[str, Callable[[], float]], what: str, runs: int, say: Say, unit: str = "Mpps"
+) -> dict[str, Figure]:
+    """Figures of several systems: one value each, again and again, when nothing else runs."""
+    values: dict[str, list[float]] = {name: [] for name in measure}
     for run in range(runs):
         for system, several in values.items():
             others = quiet.wait()
-            several.append(once(system, front_end, guests, size))
+            several.append(measure[system]())
             busy = f" (others took {others:.0%} of the machine)" if others > quiet.QUIET else ""
-            say(f"{size} B to {guests} {front_end}: {run + 1}/{runs}, {system} {several[-1]:.2f} Mpps{busy}")
+            say(f"{what}: {run + 1}/{runs}, {system} {several[-1]:.2f} {unit}{busy}")
     return {name: Figure.of(several) for name, several in values.items()}

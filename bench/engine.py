@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bench.probe import Probe, compile_probe, echoing
-from bench.stats import Figure, percentile
+from bench.stats import HISTOGRAM, Figure, percentile
 from bench.systems import ENGINE_CPU, GUEST_CPU, mac
 from tests.vm.lab.engine import EngineProcess
 from vmq.guest.guest import Guest
@@ -90,11 +90,12 @@ def wake_up(runs: int) -> dict[str, Figure]:
                 os.eventfd_read(int(probe.row["call"][0]))
             time.sleep(SILENCE_SECONDS)
             floor.append(probe.nanoseconds() / 1000)
+    both = {"guest to guest": ours, "two eventfds and a thread": floor}
     return {
         f"µs, {whose}, p{share}": Figure.of([percentile(times, share / 100)])
-        for whose, times in (("guest to guest", ours), ("two eventfds and a thread", floor))
+        for whose, times in both.items()
         for share in (50, 99)
-    }
+    } | {f"{HISTOGRAM}µs, {whose}": Figure.of(times) for whose, times in both.items()}
 
 
 def one_wake_up(sender: Guest, receiver: Guest) -> float:

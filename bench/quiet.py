@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of the machine others take: a run begins when it is quiet, and says so when it never was."""
+"""How much of the machine others take: a run begins when it is quiet, and says so when it never was; progress."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 LOOK_SECONDS, PATIENCE_SECONDS = 0.5, 120.0
 QUIET = 0.1  # of all processors, at most
+
+
+def say(line: str) -> None:
+    """Progress."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def read() -> tuple[int, int]:

@@ -1,114 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run found, as tables and bars of docs/measurements.md between its marks, and as JSON."""
+"""What was measured, as docs/measurements.md shows it: tables with their targets, and pictures, between marks.
+
+A target that is missed says why below its table (targets.py). Where the machine was too noisy, systems and costs have no
+median, and no target is judged.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.stats import Figure, ratio
+from bench.charts import bars, curves, histograms
+from bench.results import ROOT, Machine
+from bench.stack import stacked
+from bench.stats import HISTOGRAM, Figure, Figures, Rows, ratio
+from bench.targets import Target, of_row
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "measurements.md"
-# of the page: each between two marks, and replaced when all of its rows were measured
-PARTS = ("delivery", "engine", "cost", "contract")
-BAR_WIDTH, BAR_HEIGHT, LABEL_WIDTH = 360, 18, 230
-
-Rows = Mapping[str, Mapping[str, Figure]]
+PICTURES = PAGE.with_suffix("")  # a folder beside the page
+TITLES = {"vmq": "vmq", "ovs": "OVS-DPDK"}
+Targets = Sequence[Target]
 
 
-def fingerprint() -> dict[str, Any]:
-    """The machine and the versions that a figure belongs to."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = {name: version(name) for name in ("numba", "llvmlite", "numpy")}
-    return {
-        "cpu": model, "processors": os.cpu_count(), "kernel": platform.release().partition("-")[0], "python": platform.python_version(),
-        "commit": commit, **packages,
-    }  # fmt: skip
-
-
-def delivery_table(rows: Rows) -> str:
-    """Million frames a second, a line a set-up, and ours as a multiple of each peer's."""
-    peers = ("net_vhost", "ovs")
-    lines = [
-        "| frames, guests | vmq | net_vhost | OVS-DPDK | vmq / net_vhost | vmq / OVS-DPDK |",
-        "|---|---|---|---|---|---|",
-    ]
+def peers_table(rows: Rows, targets: Targets) -> str:
+    """A line a row, a column a system, and ours as a multiple of each other's."""
+    names = list(dict.fromkeys(name for figures in rows.values() for name in tabled(figures)))
+    others = [name for name in names if name != "vmq"]
+    titles = [*(TITLES.get(one, one) for one in names), *(f"vmq / {TITLES.get(one, one)}" for one in others)]
+    lines = [_line(["row", *titles, "target"]), _line(["---"] * (2 + len(titles)))]
     for name, figures in rows.items():
-        cells = [figures[one].text() if one in figures else "-" for one in ("vmq", *peers)]
-        times = [ratio(figures["vmq"], figures[one]) if one in figures else None for one in peers]
-        noisy = " (noisy)" if any(figure.noisy for figure in figures.values()) else ""
-        lines.append(f"| {name}{noisy} | {' | '.join(cells)} | {' | '.join(_times(one) for one in times)} |")
+        cells = [figures[one].judged() if one in figures else "-" for one in names]
+        cells += [_times(figures.get("vmq"), figures.get(one)) for one in others]
+        lines.append(_line([name, *cells, _verdicts(of_row(targets, name, figures), figures)]))
     return "\n".join(lines)
 
 
-def _times(value: float | None) -> str:
+def figures_table(rows: Rows, targets: Targets) -> str:
+    """A line a figure."""
+    lines = [_line(["what", "figure", "target"]), _line(["---"] * 3)]
+    for name, figures in rows.items():
+        wanted = of_row(targets, name, figures)
+        lines += [
+            _line([f"{name}: {part}", figure.text(), _verdicts(_about(wanted, part), figures)])
+            for part, figure in tabled(figures).items()
+        ]
+    return "\n".join(lines)
+
+
+def cost_table(rows: Rows, targets: Targets) -> str:
+    """ns a frame, and each line as a multiple of the first of its row."""
+    lines = [_line(["row", "with", "ns a frame", "against the first", "target"]), _line(["---"] * 5)]
+    for name, figures in rows.items():
+        first, *_ = figures.values()
+        wanted = of_row(targets, name, figures)
+        for part, figure in tabled(figures).items():
+            times = ratio(figure, first)
+            unclear = figure is first or times is None or figure.noisy or first.noisy
+            against = "-" if unclear or times is None else f"{100 * (times - 1):+.0f} %"
+            target = _verdicts(_about(wanted, part), figures)
+            lines.append(_line([name, part, figure.judged(1), against, target]))
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Rows, Targets], str]] = {
+    "peers": peers_table, "figures": figures_table, "cost": cost_table,
+}  # fmt: skip
+
+
+def tabled(figures: Figures) -> dict[str, Figure]:
+    """Those that are not only drawn."""
+    return {name: figure for name, figure in figures.items() if not name.startswith(HISTOGRAM)}
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _times(one: Figure | None, other: Figure | None) -> str:
+    if one is None or other is None or one.noisy or other.noisy:
+        return "-"
+    value = ratio(one, other)
     return "-" if value is None else f"{value:.1f} ×"
 
 
-def engine_table(rows: Rows) -> str:
-    """Figures of the engine alone."""
-    lines = ["| what | figure |", "|---|---|"]
-    lines += [
-        f"| {name}: {part} | {figure.text()} |"
-        for name, parts in rows.items()
-        for part, figure in parts.items()
-    ]
+def _about(targets: Targets, figure: str) -> list[Target]:
+    return [target for target in targets if target.figure == figure]
+
+
+def _verdicts(targets: Targets, figures: Figures) -> str:
+    return "; ".join(target.verdict(figures) for target in targets) or "-"
+
+
+def missed(rows: Rows, targets: Targets) -> str:
+    """A line for each target that is missed: how far, and why."""
+    lines = []
+    for name, figures in rows.items():
+        for target in of_row(targets, name, figures):
+            if target.met(figures) is False:
+                has = f"{target.reached(figures):.3g}{f' × {target.of}' if target.of else ''}"
+                what = f"{name}, {target.figure} {target.bar}"
+                lines.append(f"- {what}: it is {has}. {target.why or 'Why is not known yet.'}")
     return "\n".join(lines)
 
 
-def cost_table(rows: Rows) -> str:
-    """ns a frame, and each line as a multiple of the first of its row."""
-    lines = ["| row | with | ns a frame | against the first |", "|---|---|---|---|"]
-    for name, parts in rows.items():
-        first, *_ = parts.values()
-        for part, figure in parts.items():
-            times = ratio(figure, first)
-            against = "-" if figure is first or times is None else f"{100 * (times - 1):+.0f} %"
-            lines.append(f"| {name} | {part} | {figure.text(1)} | {against} |")
-    return "\n".join(lines)
+def table(kind: str, rows: Rows, targets: Targets) -> str:
+    """The table of a part, and what is missed below it."""
+    below = missed(rows, targets)
+    return TABLES[kind](rows, targets) + (f"\n\nMissed:\n\n{below}" if below else "")
 
 
-def bars(rows: Rows) -> str:
-    """The delivery figures as bars, SVG."""
-    entries = [
-        (f"{name}: {system}", figure.median)
-        for name, figures in rows.items()
-        for system, figure in figures.items()
-    ]
-    longest = max((value for _, value in entries), default=1.0)
-    height = BAR_HEIGHT * len(entries) + 8
-    parts = [
-        (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABEL_WIDTH + BAR_WIDTH + 60}" height="{height}" '
-            'font-family="sans-serif" font-size="11">'
-        )
-    ]
-    for place, (label, value) in enumerate(entries):
-        y, width = 4 + place * BAR_HEIGHT, max(value / longest * BAR_WIDTH, 1)
-        colour = "#2b6cb0" if label.endswith("vmq") else "#a0aec0"
-        parts.append(f'<text x="{LABEL_WIDTH - 6}" y="{y + 12}" text-anchor="end">{label}</text>')
-        parts.append(
-            f'<rect x="{LABEL_WIDTH}" y="{y}" width="{width:.0f}" height="{BAR_HEIGHT - 4}" fill="{colour}"/>'
-        )
-        parts.append(f'<text x="{LABEL_WIDTH + width + 4:.0f}" y="{y + 12}">{value:.2f}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+def pictures(part: str, kind: str, rows: Rows, targets: Targets) -> dict[str, str]:
+    """The pictures of a part, by the name of their file."""
+    drawn = {part: bars(rows, targets) if kind == "peers" else ""}
+    if kind == "cost":
+        drawn[f"{part}-growth"] = curves(rows, "ns a frame")
+    drawn |= {f"{part}-{name}": stacked(figures) or histograms(figures) for name, figures in rows.items()}
+    return {f"{name}.svg": text for name, text in drawn.items() if text}
 
 
 def marks(part: str) -> tuple[str, str]:
@@ -116,22 +123,36 @@ def marks(part: str) -> tuple[str, str]:
     return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
 
 
-def page(old: str, part: str, table: str, about: Mapping[str, Any], runs: int) -> str:
+def page(old: str, part: str, text: str, about: Machine, runs: int) -> str:
     """The page with the figures of one part replaced; its prose and the other parts stay."""
-    machine = ", ".join(f"{key} {value}" for key, value in about.items())
+    machine = ", ".join(f"{key} {value}" for key, value in about.items() if key != "code")
     begin, end = marks(part)
-    before, _, rest = old.partition(begin)
+    before, found, rest = old.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{PAGE}: no place for {part}: {begin} and {end}")
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\nMachine: {machine}. Median of {runs} runs (minimum–maximum).\n\n{table}\n\n{end}{after}"
+    return f"{before}{begin}\n\nMachine: {machine}. Median of {runs} runs (minimum–maximum).\n\n{text}\n\n{end}{after}"
 
 
-def as_json(delivery: Rows, engine: Rows, about: Mapping[str, Any]) -> str:
-    """Everything, with every run."""
+def write(
+    part: str, kind: str, rows: Rows, targets: Targets, about: Machine, runs: int, place: Path = PAGE
+) -> None:
+    """Bring a part of the page up to date, its pictures too."""
+    folder = place.with_suffix("")
+    drawn = pictures(part, kind, rows, targets)
+    if drawn:
+        folder.mkdir(exist_ok=True)
+    for name, text in drawn.items():
+        (folder / name).write_text(text)
+    shown = [f"![{name.removesuffix('.svg')}]({folder.name}/{name})" for name in drawn]
+    whole = "\n\n".join([table(kind, rows, targets), *shown])
+    place.write_text(page(place.read_text(), part, whole, about, runs))
 
-    def plain(rows: Rows) -> dict[str, Any]:
-        return {
-            name: {part: list(figure.values) for part, figure in parts.items()}
-            for name, parts in rows.items()
-        }
 
-    return json.dumps({"machine": about, "delivery": plain(delivery), "engine": plain(engine)}, indent=2)
+def summary(rows: Mapping[str, Figures]) -> str:
+    """Figures as lines, for a terminal."""
+    return "\n".join(
+        f"{name}: {part}: {figure.text()}"
+        for name, figures in rows.items()
+        for part, figure in tabled(figures).items()
+    )

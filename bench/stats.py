@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A figure is a median of several runs with its spread; a comparison is a ratio of medians of one run."""
+"""A figure is a median of several runs with its spread; a comparison is a ratio of medians of one run.
+
+A figure whose name begins with HISTOGRAM is no run of something but all of its values: it is drawn, not tabled.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-NOISY = 0.6  # a spread (max - min over median) beyond this is said beside the figure
+NOISY = 0.6  # a spread (max - min over median) beyond this has no median worth printing
+HISTOGRAM = "histogram: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,21 @@ class Figure:
         """Median, and minimum to maximum where there were several runs."""
         if len(self.values) == 1:
             return f"{self.median:.{digits}f}"
-        return f"{self.median:.{digits}f} ({min(self.values):.{digits}f}–{max(self.values):.{digits}f})"
+        return f"{self.median:.{digits}f} ({self._range(digits)})"
+
+    def judged(self, digits: int = 2) -> str:
+        """As `text`; of a noisy machine the range alone, since its median says nothing."""
+        if self.noisy:
+            return f"noisy: {self._range(digits)} (spread {self.spread:.0%})"
+        return self.text(digits)
+
+    def _range(self, digits: int) -> str:
+        return f"{min(self.values):.{digits}f}–{max(self.values):.{digits}f}"
+
+
+Figures = Mapping[str, Figure]  # of one row
+Rows = Mapping[str, Figures]
+Measure = Callable[[int], Mapping[str, Figure]]  # so many runs of a row
 
 
 def percentile(values: Sequence[float], share: float) -> float:

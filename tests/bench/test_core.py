@@ -11,6 +11,7 @@ from vmq.abi.ethernet import mac_text
 from vmq.abi.virtio import vring_avail, vring_desc
 from vmq.dataplane import state
 from vmq.jit import at
+from vmq.publisher import QueueEntry
 
 FRAMES = 1024
 
@@ -48,7 +49,8 @@ def test_a_ring_names_each_buffer_once() -> None:
 def test_every_frame_of_every_span_arrives(shared: bool) -> None:
     compile_kernels()
     macs = [mac(number) for number in range(2)]
-    with Core(recording(64, macs, scattered(FRAMES, 2)), macs, 2, shared=shared, posted=16384) as core:
+    entry = QueueEntry(0, shared=shared, generation=1)
+    with Core(recording(64, macs, scattered(FRAMES, 2)), macs, 2, entry=entry, posted=16384) as core:
         assert core.nanoseconds(4) > 0
         arrived = core.segment.rows["queue_state"]["frames_to_guest"][:2]
         assert arrived.sum() == 4 * ROUNDS * state.BURST

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import cost
@@ -49,3 +50,16 @@ def test_a_default_queue_is_one_that_its_guests_share(shared: bool) -> None:
     with cost.with_guests(64, 4, shared) as core:
         rows = at(int(tables(core)["queues"]), 4, state.queue)
         assert rows["shared"].tolist() == [shared] * 4
+
+
+def test_flows_differ_in_their_addresses_and_not_in_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "FLOW_COUNT", 1024)
+    seen = {}
+    for flows in (1, 512):
+        with cost.with_flows(flows) as core:
+            rows = core.played.rows
+            frames = [at(int(row["address"]), 64, np.uint8).tobytes() for row in rows]
+            seen[flows] = {frame[26:38] for frame in frames}
+            assert len({frame[:6] for frame in frames}) == cost.FLOW_QUEUES
+            assert len(rows) == 1024
+    assert [len(found) for found in seen.values()] == [1, 512]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.delivery import RefusedError, check_books, strays, unnamed
+from bench.delivery import RefusedError, check_books, in_turn, strays, unnamed
 from tests.dpdk.frames import frame
 
 A, B, HOST = (f"02:00:00:00:00:0{number}" for number in (1, 2, 3))
@@ -55,3 +55,24 @@ def test_only_frames_of_the_capture_to_this_guest_may_be_there() -> None:
     assert strays([], allowed, ADDRESS) == "nothing"
     assert strays([own, other], allowed, ADDRESS) == f"a frame to {B}"
     assert strays([own[:-1] + b"?"], allowed, ADDRESS).startswith("a frame that was never sent")
+
+
+def test_systems_are_measured_in_turn_when_nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A B A B: what changes on the machine meanwhile concerns both."""
+    order: list[str] = []
+    said: list[str] = []
+
+    def wait() -> float:
+        order.append("wait")
+        return 0.5
+
+    def measure(name: str, value: float) -> float:
+        order.append(name)
+        return value
+
+    monkeypatch.setattr("bench.quiet.wait", wait)
+    found = in_turn({"a": lambda: measure("a", 2.0), "b": lambda: measure("b", 3.0)}, "row", 2, said.append)
+
+    assert order == ["wait", "a", "wait", "b"] * 2
+    assert {name: figure.values for name, figure in found.items()} == {"a": (2.0, 2.0), "b": (3.0, 3.0)}
+    assert said[0] == "row: 1/2, a 2.00 Mpps (others took 50% of the machine)"

@@ -15,6 +15,7 @@ def test_figure_is_the_median_with_its_spread() -> None:
     assert figure.spread == 1.0
     assert figure.noisy
     assert figure.text() == "2.00 (1.00–3.00)"
+    assert figure.judged() == "noisy: 1.00–3.00 (spread 100%)"
     assert Figure.of([2.0]).text() == "2.00"
 
 

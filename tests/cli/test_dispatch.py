@@ -83,6 +83,7 @@ def test_version_and_help_are_done(vmq) -> None:
     for verb in (
         "run",
         "demo",
+        "bench",
         "check",
         "plan",
         "show",

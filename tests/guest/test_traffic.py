@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from vmq.guest.flood import FLOOD
 from vmq.guest.guest import Guest
 from vmq.guest.traffic import Traffic, compile_kernels, table_of, transmit_room
+from vmq.jit import at
 
 FRAMES = [bytes([number]) * 100 for number in range(40)]
 
@@ -50,6 +52,17 @@ def test_never_started_traffic_can_be_stopped(make_guest):
 def test_room_for_frames_to_send_suffices(make_guest):
     guest = make_guest(room=transmit_room(FRAMES))
     Traffic(guest, transmit=FRAMES).stop()
+
+
+def test_row_is_what_a_loop_of_somebody_else_s_drives(make_guest):
+    """Traffic that is not started: its counters are in the row."""
+    traffic = Traffic(make_guest(), transmit=FRAMES, limit=3, hold=True)
+    row = at(traffic.row_address, 1, FLOOD)[0]
+
+    assert (int(row["hold"]), int(row["limit"])) == (1, 3)
+    row["frames"] = 7
+    assert traffic.counters()["frames"] == 7
+    traffic.stop()
 
 
 def test_frames_without_room_are_refused(make_guest):

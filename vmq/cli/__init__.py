@@ -4,6 +4,7 @@
     dispatch.py    words → verb → exit code; errors become one line on stderr
     grammar.py     the parser and what several verbs share
     run.py         run, demo            start something in this process
+    bench.py       bench                what this machine can do
     check.py       check, schema        the configuration, nothing started; what it and the API look like
     plan.py        plan                 which processor each VM will get, nothing started
     events.py      events               what has happened in a running engine

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from vmq import __version__
 from vmq.cli import (
+    bench,
     capabilities,
     capture,
     check,
@@ -59,7 +60,7 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for group in (run, check, plan, show, queues, filters, capabilities, events, explain, capture, measure):
         group.add(verbs)
-    for group in (metrics, doctor, snippet, completion):
+    for group in (bench, metrics, doctor, snippet, completion):
         group.add(verbs)
     parser.set_defaults(verbs=verbs.choices)
     return parser

@@ -232,19 +232,28 @@ def allowance(flood: Any) -> int:
 
 
 @kernel
-def transmit(flood: Any, ring: Any, sender: Any) -> int:
-    """Take back sent frames of a transmit virtqueue and send the next ones; frames moved."""
+def reclaim(flood: Any, ring: Any) -> int:
+    """Take back sent frames of a transmit virtqueue, at most a batch; how many."""
     ready = min(used(ring), BATCH)
     for _ in range(ready):
         slot, _length = take(ring)
         if slot >= 0:
             release(ring, slot)
             flood["returned"] += 1
-    if sender["count"] == 0:
-        return ready
+    return ready
+
+
+@kernel
+def room(flood: Any, ring: Any) -> int:
+    """Frames that may be sent now, by all bounds."""
     free = int64(ring["free_count"])
     in_flight = int64(ring["slots"]) - free
-    count = min(allowance(flood), free, int64(flood["window"]) - in_flight)
+    return max(min(allowance(flood), free, int64(flood["window"]) - in_flight), 0)
+
+
+@kernel
+def send(flood: Any, ring: Any, sender: Any, count: int) -> None:
+    """Send the next `count` frames of the sender's part of the table, round and round."""
     table = at(int64(flood["transmit"]) + int64(sender["first"]) * FRAME_BYTES, sender["count"], FRAME)
     for _ in range(count):
         row = table[sender["cursor"]]
@@ -256,7 +265,17 @@ def transmit(flood: Any, ring: Any, sender: Any) -> int:
         sender["cursor"] = 0 if sender["cursor"] + 1 == sender["count"] else sender["cursor"] + 1
     if show(ring):
         kick(ring)
-    return ready + max(count, 0)
+
+
+@kernel
+def transmit(flood: Any, ring: Any, sender: Any) -> int:
+    """Take back sent frames of a transmit virtqueue and send the next ones; frames moved."""
+    ready = reclaim(flood, ring)
+    if sender["count"] == 0:
+        return ready
+    count = room(flood, ring)
+    send(flood, ring, sender, count)
+    return ready + count
 
 
 @kernel

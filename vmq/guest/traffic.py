@@ -134,6 +134,11 @@ class Traffic:
         self._row["hold"] = int(on)
 
     @property
+    def row_address(self) -> int:
+        """Of its FLOOD row, for a loop that drives several guests: then this one is not started."""
+        return address_of(self._row)
+
+    @property
     def running(self) -> bool:
         return self._thread.is_alive()
 

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several guests of one loop: they send, receive, stop; and what a frame's time on its way is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.crowd import BUCKETS, RING_SIZE, STAMP, SUBS, Crowd, bucket, forget, middle, percentile_of
+from bench.systems import SOURCE, Served, mac, udp_frame
+from tests.engine.running import Running, until
+from vmq.guest.flood import FLOOD, NS
+
+COUNT = 300
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """Two VMs on a segment without an uplink, of an engine in this process."""
+    with Running(tmp_path) as running:
+        running.configure(**{f"v{n}": running.vm(f"v{n}", mac=(mac(n),)) for n in range(2)})
+        yield Served([Path(running.path(f"v{n}")) for n in range(2)], False, tmp_path / "log")
+        running.configure()
+
+
+def frames(to: str) -> list[bytes]:
+    return [udp_frame(to, mac(0), number, number, 64) for number in range(COUNT)]
+
+
+def test_one_loop_drives_a_sender_and_a_receiver(served: Served) -> None:
+    """Everything is verified in order, and comes back; nothing moves any more after `settle`."""
+    before = threading.active_count()
+    options: dict = {0: {"limit": 2 * COUNT, "window": 64}, 1: {"expected": frames(mac(1))}}
+    with Crowd(served, {0: frames(mac(1))}, options=options) as crowd:
+        assert crowd.count("sent") == 0
+        crowd.hold(on=False)
+        until(lambda: crowd.count("sent") == 2 * COUNT)
+        assert crowd.settle()
+        assert crowd.count("verified") == 2 * COUNT
+        assert [count for count, _ in crowd.meter()] == [0, 2 * COUNT]
+        assert not crowd.times.any()
+    assert threading.active_count() == before
+
+
+def test_stamped_pair_notes_a_time_for_each_frame(served: Served) -> None:
+    options: dict = {0: {"limit": COUNT, "rate": 100_000}}
+    with Crowd(served, {0: frames(mac(1))}, stamped=True, options=options) as crowd:
+        crowd.hold(on=False)
+        until(lambda: crowd.count("sent") == COUNT)
+        assert crowd.settle()
+        assert crowd.count("frames") == COUNT
+        assert crowd.times.sum() == COUNT
+        assert percentile_of(crowd.times, 0.5) > 0
+
+
+def test_frame_that_cannot_be_delivered_is_missing_at_the_receiver(served: Served) -> None:
+    with Crowd(served, {0: frames(SOURCE)}, options={0: {"limit": COUNT}}) as crowd:
+        crowd.hold(on=False)
+        until(lambda: crowd.count("sent") == COUNT)
+        assert crowd.settle()
+        assert (crowd.count("returned"), crowd.count("stray")) == (COUNT, crowd.count("frames"))
+
+
+def test_the_place_of_the_clock_is_behind_the_headers_and_before_the_number() -> None:
+    assert 14 + 20 + 8 <= STAMP <= 64 - 4 - 8
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("value", [0, 1, 63, 64, 65, 127, 128, 1000, 12345, 10**6, 10**9])
+def test_bucket_is_3_per_cent_wide(value: int) -> None:
+    assert abs(middle(int(bucket(value))) - value) <= value / (2 * SUBS) + 0.5
+    assert bucket(value) <= bucket(value + 1) <= bucket(value) + 1
+
+
+@pytest.mark.interpreted
+def test_time_beyond_all_buckets_is_in_the_last() -> None:
+    assert bucket(1 << 62) == BUCKETS - 1
+
+
+@pytest.mark.parametrize(("rate", "left"), [(1_000_000, RING_SIZE), (500, 500), (0, 0)])
+def test_paced_sender_makes_up_for_a_ring_at_most(rate: int, left: int) -> None:
+    """A second behind its rate; without a rate there is nothing to be behind."""
+    row = np.zeros(1, FLOOD)
+    row["rate"], row["elapsed_ns"] = rate, NS
+    forget(row[0])
+
+    assert int(row["elapsed_ns"][0]) * rate // NS == left
+    assert row["elapsed_ns"] + row["started_ns"] == NS
+
+
+def test_percentiles_of_buckets() -> None:
+    times = np.zeros(BUCKETS, np.int64)
+    times[10], times[bucket(2000)] = 99, 1
+
+    assert percentile_of(times, 0.5) == percentile_of(times, 0.99) == 0.01
+    assert percentile_of(times, 0.999) == pytest.approx(2, rel=0.02)
+    assert percentile_of(times, 1) == pytest.approx(2, rel=0.02)
+    with pytest.raises(ValueError, match="no time"):
+        percentile_of(np.zeros(BUCKETS, np.int64), 0.5)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A slow guest and a flooding one: what is counted is what happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import fairness
+from bench.core import compile_kernels
+from bench.fairness import GUESTS, REST, TAKE, Contest, Neighbours, jain
+from vmq.dataplane import state
+from vmq.dataplane.reasons import TO_GUEST_NO_BUFFER
+
+
+def test_jain_s_index_is_one_for_equal_shares_and_a_part_for_one_taker() -> None:
+    assert jain([5, 5, 5, 5]) == 1.0
+    assert jain([5, 0, 0, 0]) == 0.25
+    assert jain([0, 0]) == 0.0
+
+
+@pytest.mark.parametrize("keep", [0, 8])
+def test_a_slow_guest_loses_its_own_frames_only(monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    compile_kernels()
+    monkeypatch.setattr(fairness, "COUNT", 1024)
+    monkeypatch.setattr(fairness, "REST", 1 << 20)
+    with Neighbours(slow=True, keep=keep, posted=4096, rounds=32) as core:
+        assert core.nanoseconds(6) > 0
+        drops = core.segment.rows["queue_state"]["to_guest_drops"][:GUESTS, TO_GUEST_NO_BUFFER].tolist()
+        assert drops[: GUESTS - 1] == [0] * (GUESTS - 1)
+        assert drops[GUESTS - 1] > 0
+        assert REST > 1
+
+
+def test_senders_have_equal_turns_while_a_sink_takes_all() -> None:
+    rounds = 20
+    with Contest() as stage:
+        shares, part = stage.shares(GUESTS * state.BURST, rounds)
+        assert shares == [rounds * state.BURST] * GUESTS
+        assert part == 1.0
+
+
+def test_frames_that_a_sink_has_no_buffer_for_are_nobody_s_share() -> None:
+    rounds = 20
+    with Contest() as stage:
+        shares, part = stage.shares(TAKE, rounds)
+        assert 0 < sum(shares) < rounds * GUESTS * state.BURST
+        assert part < 1
+
+
+def test_a_sink_in_its_own_time_ends_with_the_contest() -> None:
+    with Contest() as stage:
+        shares, part = stage.shares(0, 20)
+        assert sum(shares) > 0
+        assert 0 < part <= 1

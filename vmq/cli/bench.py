@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmq bench`: what this machine can do, in a minute; `--with-without`: what a receive queue for each VM is worth here.
+
+It starts an engine and guests of its own, in this process and below it, and asks no engine that runs: stop that one
+first, or its traffic is in the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from vmq.cli.grammar import Verbs, add_json, add_verb, seconds
+
+
+def add(verbs: Verbs) -> None:
+    parser = add_verb(verbs, "bench", run, "what this machine can do, in a minute: no root, no NIC, no peers")
+    parser.add_argument(
+        "--seconds",
+        metavar="N",
+        type=seconds,
+        default=1.0,
+        help="how long each measurement takes (default: 1)",
+    )
+    parser.add_argument(
+        "--with-without",
+        action="store_true",
+        help="receive queues beside the default queue alone, and beside Linux bridge, TAP and QEMU's virtio-net",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from vmq.speed import program
+
+    if args.with_without:
+        print(program.with_without(args.seconds / 2, args.json))
+    else:
+        print(program.run(args.seconds, args.json))
+    return 0
