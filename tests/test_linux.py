@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 
@@ -100,3 +102,26 @@ def test_a_signal_gets_a_handler_of_c():
     )
     ended = subprocess.run([sys.executable, "-c", script], timeout=60)
     assert ended.returncode == signal.SIGUSR1  # _exit(signal number)
+
+
+def test_bpf_gives_descriptors_or_errors_of_the_system():
+    with pytest.raises(OSError, match="Invalid argument"):
+        linux.bpf(999, bytearray(8))
+
+
+def test_a_socket_is_bound_to_an_address_of_any_family():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        linux.bind_socket(one.fileno(), struct.pack("=HH4s8x", socket.AF_INET, 0, bytes([127, 0, 0, 1])))
+        assert one.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(OSError, match="Invalid argument"):
+            linux.bind_socket(one.fileno(), struct.pack("=HH4s8x", socket.AF_INET, 0, bytes(4)))
+
+
+def test_a_ring_is_the_file_from_an_offset():
+    fd = os.memfd_create("ring")
+    os.ftruncate(fd, 3 * linux.PAGE)
+    os.pwrite(fd, b"here", linux.PAGE)
+    address = linux.map_ring(fd, linux.PAGE, linux.PAGE)
+    assert bytes(at(address, 4, np.uint8)) == b"here"
+    linux.unmap(address, linux.PAGE)
+    os.close(fd)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls that Python does not wrap: memory by address, signal handlers, what a descriptor is.
+"""System calls that Python does not wrap: memory by address, signal handlers, what a descriptor is, bpf(2).
 
 Set-up only; nothing here runs in the data plane. Failures are OSError, as in the standard library.
 """
@@ -12,10 +12,12 @@ import fcntl
 import os
 from pathlib import Path
 
+from vmq.abi.bpf import NR_BPF
 from vmq.abi.linux import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
     MAP_NORESERVE,
+    MAP_POPULATE,
     MAP_PRIVATE,
     MAP_SHARED,
     PROT_READ,
@@ -36,6 +38,7 @@ _libc.mmap.argtypes = [
     ctypes.c_int64,
 ]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.syscall.restype = ctypes.c_long
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -61,6 +64,11 @@ def _map(address: int, length: int, flags: int, descriptor: int, offset: int) ->
 def map_shared(descriptor: int, length: int) -> int:
     """Map the first `length` bytes of a file, readable and writable; the address."""
     return _map(0, length, MAP_SHARED | MAP_NORESERVE, descriptor, 0)
+
+
+def map_ring(descriptor: int, length: int, offset: int) -> int:
+    """Map a ring that the kernel shares under an offset of a socket, its pages there at once; the address."""
+    return _map(0, length, MAP_SHARED | MAP_POPULATE, descriptor, offset)
 
 
 def map_private(length: int) -> int:
@@ -115,3 +123,20 @@ def set_nonblocking(descriptor: int) -> None:
     """O_NONBLOCK, on the open file that we share with whoever sent it."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+
+
+def bpf(command: int, attribute: bytearray) -> int:
+    """Give the kernel a command of its bpf system call; what it answers. It reads and writes `attribute`, and what that points to."""
+    memory = (ctypes.c_char * len(attribute)).from_buffer(attribute)
+    given = _libc.syscall(ctypes.c_long(NR_BPF), ctypes.c_int(command), memory, ctypes.c_uint(len(attribute)))
+    if given < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(given)
+
+
+def bind_socket(descriptor: int, address: bytes) -> None:
+    """bind(2) with an address of a family that Python does not know."""
+    if _libc.bind(descriptor, address, len(address)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
-i32, i64 = np.int32, np.int64
+i16, i32, i64 = np.int16, np.int32, np.int64
 
 
 def _checked(size: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
