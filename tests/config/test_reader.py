@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmq.config import Config, Doctor, Engine, Memory, Packet, Pcap, Tap, Vm, load, parse
+from vmq.config import Config, Doctor, Engine, Memory, Packet, Pcap, Tap, Vm, Xdp, load, parse
 from vmq.errors import ConfigError, ConfigErrors
 
 EXAMPLE = """
@@ -99,6 +99,10 @@ def test_the_socket_and_the_device_of_qemu_are_read(tmp_path: Path) -> None:
             Packet(device="eth1", link_local="forward"),
         ),
         (
+            'kind = "xdp"\ndevice = "eth1"\nmode = "native"\nzero_copy = "off"\nprepared = true',
+            Xdp(device="eth1", mode="native", zero_copy="off", prepared=True),
+        ),
+        (
             'kind = "tap"\ndevice = "t"\ncreate = false\npersist = true',
             Tap(device="t", create=False, persist=True),
         ),
@@ -152,15 +156,18 @@ def test_each_kind_of_uplink_has_its_own_keys(text: str, uplink: object) -> None
         ),
         (
             "[uplink.x]\ndevice = 't0'",
-            "[uplink.x] kind: missing. Remedy: Set kind to one of tap, packet, pcap, memory",
+            "[uplink.x] kind: missing. Remedy: Set kind to one of tap, packet, xdp, pcap, memory",
         ),
         (
             "[uplink.x]\nkind = 'tun'",
-            '[uplink.x] kind: "tun" is no kind of uplink. Remedy: Set kind to one of tap, packet, pcap, memory',
+            '[uplink.x] kind: "tun" is no kind of uplink. Remedy: Set kind to one of tap, packet, xdp, pcap, memory',
         ),
         (
-            "[uplink.x]\nkind = 'xdp'\ndevice = 'eth0'",
-            '[uplink.x] kind: "xdp" is not available in this version. Remedy: Set kind to "packet"',
+            "[uplink.x]\nkind = 'xdp'\ndevice = 'eth0'\nmode = 'skb'",
+            (
+                '[uplink.x] mode: "skb" is not valid. Remedy: Set mode to "auto", "native" or "generic": '
+                "whether the driver runs the program, or the kernel behind it"
+            ),
         ),
         (
             "[uplink.x]\nkind = 'tap'",

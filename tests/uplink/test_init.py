@@ -15,7 +15,7 @@ def test_a_configuration_opens_its_kind_with_a_lane_for_each_worker(config: Memo
 
     assert (uplink.name, uplink.kind, uplink.status()["kind"]) == ("a", config.kind, config.kind)
     assert [int(row["worker"]) for row in uplink.lanes] == [0, 1, 2]
-    uplink.follow({2})
+    uplink.follow({(2, 0)})
     uplink.send(bytes(60))
     uplink.tick()
     uplink.close()

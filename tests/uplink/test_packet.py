@@ -202,7 +202,7 @@ def test_a_sender_may_leave_its_offloads_on(left_address: str, right_address: st
             closing(opened(engine, "right0")) as other,
             Bridge([one.lanes[0], other.lanes[0]]) as bridge,
         ):
-            one.follow({2})
+            one.follow({(2, 0)})
             got = stream(left, right, right_address, data)
             state_row = bridge.worker.state_of(one.lanes[0])
 
@@ -263,15 +263,15 @@ def test_memberships_follow_the_receive_filters(wires: tuple[Namespace, Namespac
     engine, _ = wires
     first, second = mac_number("52:54:00:00:00:01"), mac_number("52:54:00:00:00:02")
     with closing(opened(engine, "left0")) as uplink:
-        uplink.follow({first, second, mac_number("33:33:00:00:00:01")})
+        uplink.follow({(first, 0), (second, 5), (mac_number("33:33:00:00:00:01"), 0)})
         assert engine.call(uplink.status)["membership"] == ["52:54:00:00:00:01", "52:54:00:00:00:02"]
-        uplink.follow({second})
+        uplink.follow({(second, 5)})
         assert engine.call(uplink.status)["membership"] == ["52:54:00:00:00:02"]
         told = engine.call(uplink.status)
         assert told["promiscuity"] == 1
         assert told["settings"][2]["why"].startswith("the device filters no addresses")
 
-        uplink.follow(set(range(0, 4 * UNICAST_MAX + 4, 4)))
+        uplink.follow({(mac, 0) for mac in range(0, 4 * UNICAST_MAX + 4, 4)})
         told = engine.call(uplink.status)
         assert (told["membership"], told["promiscuity"]) == ("promiscuous", 2)
         assert told["settings"][2] == {
@@ -280,7 +280,7 @@ def test_memberships_follow_the_receive_filters(wires: tuple[Namespace, Namespac
             "effective": True,
             "why": f"more than {UNICAST_MAX} receive filters",
         }
-        uplink.follow({first})
+        uplink.follow({(first, 0)})
         told = engine.call(uplink.status)
         assert (told["membership"], told["promiscuity"]) == (["52:54:00:00:00:01"], 1)
     assert promiscuity(engine) == 0
@@ -292,7 +292,7 @@ def test_promiscuous_is_asked_of_the_kernel_and_given_back(wires: tuple[Namespac
     with closing(
         engine.call(lambda: PacketUplink("lan", Packet(device="left0", promiscuous=True), 1))
     ) as uplink:
-        uplink.follow({2})
+        uplink.follow({(2, 0)})
         assert engine.call(uplink.status)["promiscuity"] == 1
     assert promiscuity(engine) == 0
 
@@ -318,7 +318,7 @@ def test_status_is_what_the_kernel_says_now(wires: tuple[Namespace, Namespace]) 
         assert engine.call(uplink.status)["state"] == "down"
         engine.run("ip", "link", "delete", "left0")
         assert engine.call(uplink.status)["state"] == "gone"
-        uplink.follow({2, 4})  # nothing to ask any more, and nothing fails
+        uplink.follow({(2, 0), (4, 0)})  # nothing to ask any more, and nothing fails
         uplink.send(plain(1))
 
 

@@ -28,7 +28,7 @@ tpacket_stats = layout(8, ("packets", u32), ("drops", u32))
 ETH_P_ALL = 3
 
 # linux-socket.h
-SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_RCVBUFFORCE = 26, 27, 33
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_ATTACH_BPF = 26, 27, 32, 33, 50
 sock_filter = layout(8, ("code", u16), ("jt", u8), ("jf", u8), ("k", u32))
 sock_fprog = layout(16, ("len", u16), ("filter", u64))
 BPF_RET_K = 6  # classic BPF: accept `k` bytes
@@ -42,4 +42,5 @@ ifinfomsg = layout(
 NLM_F_REQUEST, NLMSG_ERROR, NLA_ALIGN, NLA_TYPE_MASK = 1, 2, 4, 0x3FFF
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_PROMISCUITY = 1, 3, 4, 10, 16, 30
+IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1
 IF_OPER_WORDS = ("unknown", "not present", "down", "lower layer down", "testing", "dormant", "up")

@@ -30,6 +30,7 @@ from vmq.config.records import (
     Tap,
     Uplink,
     Vm,
+    Xdp,
     tables,
 )
 from vmq.config.schema import schema
@@ -46,6 +47,7 @@ __all__ = [
     "Tap",
     "Uplink",
     "Vm",
+    "Xdp",
     "cpu_list",
     "cpu_text",
     "load",

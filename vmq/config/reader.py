@@ -32,7 +32,6 @@ LATER = {
     "uplink": frozenset(),
     "engine": frozenset(),
 }
-LATER_KINDS = {"xdp": 'Set kind to "packet"'}
 
 R = TypeVar("R", bound=Record)
 
@@ -115,11 +114,8 @@ class _Reader:
         if isinstance(kind, str) and kind in KINDS:
             rest = {key: value for key, value in table.items() if key != "kind"}
             return self.record(title, KINDS[kind], rest)
-        if isinstance(kind, str) and kind in LATER_KINDS:
-            wrong, remedy = f"{shown(kind)} is not available in this version", LATER_KINDS[kind]
-        else:
-            wrong = "missing" if kind is None else f"{shown(kind)} is no kind of uplink"
-            remedy = f"Set kind to one of {', '.join(KINDS)}"
+        wrong = "missing" if kind is None else f"{shown(kind)} is no kind of uplink"
+        remedy = f"Set kind to one of {', '.join(KINDS)}"
         self.complaints.add(f"{title} kind", wrong, remedy)
         return None
 

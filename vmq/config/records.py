@@ -2,7 +2,7 @@
 """The records of a configuration: every key, declared once.
 
     Config ── engine: Engine
-           ├─ uplinks: name → Tap | Packet | Pcap | Memory      (`kind` in the file chooses which)
+           ├─ uplinks: name → Tap | Packet | Xdp | Pcap | Memory      (`kind` in the file chooses which)
            ├─ vms:     name → Vm
            └─ doctor: Doctor                                   (what the doctor finds, and how often it looks)
 
@@ -13,8 +13,7 @@ the words of each key say what happens then.
 The description of a key is a phrase that completes "Set KEY to …": errors print it so. A range is given
 twice, for the reader (`ge`, `le`) and for the person (in the phrase); a test compares the two.
 
-`xdp` is no kind yet, and `trunk` and a VM's `lossless` are no keys: the reader refuses them
-in words.
+`trunk` and a VM's `lossless` are no keys yet: the reader refuses them in words.
 """
 
 from __future__ import annotations
@@ -131,6 +130,23 @@ class Packet(Uplink, frozen=True, kw_only=True, tag="packet"):
 
     device: Annotated[str, says("the name of a network device, at most 15 characters")]
     promiscuous: Annotated[bool, says("true or false: take all frames, not only those of a filter")] = False
+
+
+class Xdp(Packet, frozen=True, kw_only=True, tag="xdp"):
+    """The same through AF_XDP: a program in the kernel hands over the frames to VMs, and leaves the host the others."""
+
+    mode: Annotated[
+        Literal["auto", "native", "generic"],
+        says('"auto", "native" or "generic": whether the driver runs the program, or the kernel behind it'),
+    ] = "auto"
+    zero_copy: Annotated[
+        Literal["auto", "on", "off"],
+        says('"auto", "on" or "off": whether the NIC itself writes into memory of the engine'),
+    ] = "auto"
+    prepared: Annotated[
+        bool,
+        says("true or false: the other end of a veth leaves VLAN tags and whole checksums in its frames"),
+    ] = False
 
 
 class Pcap(Uplink, frozen=True, kw_only=True, tag="pcap"):
@@ -324,8 +340,14 @@ class Doctor(Record, frozen=True, kw_only=True):
     ] = 60
 
 
-AnyUplink = Tap | Packet | Pcap | Memory
-KINDS: dict[str, type[AnyUplink]] = {"tap": Tap, "packet": Packet, "pcap": Pcap, "memory": Memory}
+AnyUplink = Tap | Packet | Xdp | Pcap | Memory
+KINDS: dict[str, type[AnyUplink]] = {
+    "tap": Tap,
+    "packet": Packet,
+    "xdp": Xdp,
+    "pcap": Pcap,
+    "memory": Memory,
+}
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename={"uplinks": "uplink", "vms": "vm"}):

@@ -7,8 +7,9 @@ from typing import Any
 
 from vmq.dataplane.packet import packet_receive, packet_transmit
 from vmq.dataplane.replay import replay_receive, replay_transmit
-from vmq.dataplane.state import FRAMES, LANE_PACKET, LANE_REPLAY, LANE_TAP, NONE, frame
+from vmq.dataplane.state import FRAMES, LANE_PACKET, LANE_REPLAY, LANE_TAP, LANE_XDP, NONE, frame
 from vmq.dataplane.tap import tap_receive, tap_transmit
+from vmq.dataplane.xdp import xdp_receive, xdp_transmit
 from vmq.jit import at, int64, kernel
 
 
@@ -20,6 +21,8 @@ def rx_burst(t: Any, w: Any, lane: Any, state: Any, books: int) -> int:
         taken = tap_receive(t, w, lane, state)
     elif lane["kind"] == LANE_PACKET:
         taken = packet_receive(t, w, lane, state)
+    elif lane["kind"] == LANE_XDP:
+        taken = xdp_receive(t, w, lane, state)
     elif lane["kind"] == LANE_REPLAY:
         taken = replay_receive(t, w, lane, state)
         state["frames_from_wire"] += taken
@@ -38,5 +41,7 @@ def tx_burst(w: Any, lane: Any, state: Any) -> None:
         tap_transmit(w, lane, state)
     elif lane["kind"] == LANE_PACKET:
         packet_transmit(w, lane, state)
+    elif lane["kind"] == LANE_XDP:
+        xdp_transmit(w, lane, state)
     elif lane["kind"] == LANE_REPLAY:
         replay_transmit(w, lane, state)

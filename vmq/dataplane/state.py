@@ -58,7 +58,7 @@ M32 = 0xFFFFFFFF
 EVENT_LEARN, EVENT_FAULT, EVENT_SPOOFED = 1, 2, 3
 
 # --- kinds of uplink lanes, tested once a burst ---
-LANE_REPLAY, LANE_TAP, LANE_PACKET = 1, 2, 3
+LANE_REPLAY, LANE_TAP, LANE_PACKET, LANE_XDP = 1, 2, 3, 4
 
 # --- what a generic receive filter leads to, if not to a receive queue ---
 TO_DROP_QUEUE, TO_DEFAULT_QUEUE = -2, -3
@@ -165,6 +165,7 @@ lane = rows(
     ("headers", i64),  # packet: BURST empty packet headers, each with room for a tag
     ("held", i64),  # packet: `super_frame`, the one that is being cut into segments
     ("backlog", i64),  # replay: `waiting` rows, frames whose destination was full
+    ("xdp", i64),  # xdp: `xdp_socket`; what the kernel keeps comes as to a packet lane
 )  # fmt: skip
 
 job = layout(
@@ -188,6 +189,23 @@ super_frame = layout(
     ("network", i64), ("transport", i64), ("payload", i64),  # where they begin, from the first byte of the frame
     ("next", i64), ("count", i64),  # segments made, segments in all; equal: done
     ("spare", i64),
+)  # fmt: skip
+
+# An AF_XDP socket (xdp.py). A ring of it, where the kernel has put it: addresses of two u32 indices and a word of flags.
+xdp_ring = layout(
+    40, ("producer", i64), ("consumer", i64), ("flags", i64), ("entries", i64), ("size", i64)
+)  # fmt: skip
+xdp_socket = rows(
+    ("fd", i64),
+    ("umem", i64), ("chunk", i64),  # its memory; bytes of a chunk, a power of two
+    ("receive", xdp_ring), ("transmit", xdp_ring), ("fill", xdp_ring), ("completion", xdp_ring),
+    ("spare", i64),  # i64 offsets of chunks to send from
+    # From here on: the worker of the lane.
+    ("spare_count", i64),
+    ("lent", i64),  # entries of the receive ring whose chunks the round still reads
+    ("turn", i64),
+    ("refused", i64),  # what the kernel answered when it was last asked to send and could not, as a negative error
+    ("kicks", i64),
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------

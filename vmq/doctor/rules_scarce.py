@@ -249,7 +249,7 @@ def held_idle(see: Situation) -> list[Outcome]:
 
 def swallowed(see: Situation) -> list[Outcome]:
     """D07: a NIC takes an address and gives none of its frames. No driver of Linux is known for it: only this shows it."""
-    asked = [one for one in see.uplinks.values() if one.kind == "packet" and not one.promiscuous]
+    asked = [one for one in see.uplinks.values() if one.kind in ("packet", "xdp") and not one.promiscuous]
     if not asked:
         return [not_applicable("no uplink asks a NIC for single addresses: all frames are taken")]
     queues = see.rows("queues")

@@ -76,7 +76,7 @@ class UplinkView:
     def mtu_in_effect(self) -> int | None:
         """The configuration's, else what the engine or the host says; of a NIC that is not there nobody knows."""
         known = self.mtu or self.row.get("mtu") or (self.link.mtu if self.link else None)
-        return known or (None if self.kind == "packet" else MTU_DEFAULT)
+        return known or (None if self.kind in ("packet", "xdp") else MTU_DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,14 @@ class Engine:
         while self.afterwards:
             self.afterwards.pop()()
         for name, opened in self.uplinks.items():
-            opened.uplink.follow(
-                {mac for vm in self.vms.values() if vm.config.uplink == name for mac in vm.macs}
-            )
+            opened.uplink.follow(*self._followed(name))
+
+    def _followed(self, name: str) -> tuple[set[tuple[int, int]], bool]:
+        """The (address, VLAN id) that have a receive filter on an uplink, and whether frames to others are wanted too."""
+        entry = self.queues[name].effects.entry
+        vms = [vm for vm in self.vms.values() if vm.config.uplink == name]
+        filters = {(mac, vm.config.vlan or 0) for vm in vms for mac in vm.macs} | entry.plain.keys()
+        return filters, len(entry.tests) > 0 or any("unknown" in vm.config.accept for vm in vms)
 
     def _lanes(self, name: str) -> tuple[Any, ...]:
         rows = tuple(row.copy() for row in self.uplinks[name].uplink.lanes)

@@ -2,23 +2,24 @@
 """The wire's side in plain Python: open an uplink of any kind, tell what it is, close it.
 
         base.Uplink ─┬─ tap.TapUplink
-                     ├─ packet.PacketUplink
+                     ├─ packet.PacketUplink ── xdp.XdpUplink
                      └─ replay.ReplayUplink ─┬─ pcap.PcapUplink
                                              └─ memory.MemoryUplink
 
-What carries frames is in dataplane/{lanes,tap,packet,replay}.py; here are the descriptors and the memory they use.
+What carries frames is in dataplane/{lanes,tap,packet,xdp,replay}.py; here are the descriptors and the memory they use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmq.config.records import AnyUplink, Memory, Packet, Pcap, Tap
+from vmq.config.records import AnyUplink, Memory, Packet, Pcap, Tap, Xdp
 from vmq.uplink.base import Uplink
 from vmq.uplink.memory import MemoryUplink
 from vmq.uplink.packet import PacketUplink
 from vmq.uplink.pcap import PcapUplink
 from vmq.uplink.tap import TapUplink
+from vmq.uplink.xdp import XdpUplink
 
 __all__ = ["Uplink", "open_uplink"]
 
@@ -32,6 +33,8 @@ def open_uplink(
     """
     if isinstance(config, Tap):
         return TapUplink(name, config, worker_count)
+    if isinstance(config, Xdp):  # a Packet, too
+        return XdpUplink(name, config, worker_count)
     if isinstance(config, Packet):
         return PacketUplink(name, config, worker_count)
     if isinstance(config, Pcap):

@@ -5,7 +5,7 @@ An uplink is opened once, as one lane a worker: a row of integers that kernels r
 a row points to and descriptors in it belong to the uplink. The engine closes it when no worker can still use a table
 version that shows its lanes.
 
-`follow` tells it which addresses have a receive filter. `status` is asked of the kernel each time. `tick` is called by
+`follow` tells it which addresses have a receive filter in which VLAN. `status` is asked of the kernel each time. `tick` is called by
 control now and then, for work that no worker may do (files). Nothing of this runs in the way of a frame.
 """
 
@@ -71,8 +71,8 @@ class Uplink(ABC):
         """What to watch for input, lane by lane."""
         return [None if row["fd"] == state.NONE else int(row["fd"]) for row in self.lanes]
 
-    def follow(self, macs: Collection[int]) -> None:  # noqa: B027 - most kinds need not ask
-        """These addresses have a receive filter now."""
+    def follow(self, filters: Collection[tuple[int, int]], everything: bool = False) -> None:  # noqa: B027 - most kinds need not ask
+        """These (address, VLAN id) have a receive filter now. `everything`: somebody takes frames to any address."""
 
     @abstractmethod
     def status(self) -> dict[str, Any]:

@@ -8,13 +8,17 @@ used here: its sockets run an event loop of their own and refuse to work inside 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from vmq.abi import ethtool as et
 from vmq.abi import netdevice as nd
+from vmq.jit import address_of
 
 REPLY = 1 << 16  # bytes; one link's answer is some two thousand
 
@@ -31,6 +35,7 @@ class Link:
     state: str  # IF_OPER_WORDS
     master: int  # index of its bridge, 0 without
     promiscuity: int
+    virtual: str = ""  # of which kind a device without hardware is, as "veth"; "" for a NIC
 
 
 def index_of(device: str) -> int:
@@ -62,13 +67,7 @@ def _parse(reply: bytes) -> Link | None:
         return None
     place = nd.nlmsghdr.itemsize
     body = np.frombuffer(reply, nd.ifinfomsg, 1, place)[0]
-    place += nd.ifinfomsg.itemsize
-    found: dict[int, bytes] = {}
-    while place + nd.nlattr.itemsize <= int(head["len"]):
-        attribute = np.frombuffer(reply, nd.nlattr, 1, place)[0]
-        length = max(int(attribute["len"]), nd.nlattr.itemsize)
-        found[int(attribute["type"]) & nd.NLA_TYPE_MASK] = reply[place + nd.nlattr.itemsize : place + length]
-        place += (length + nd.NLA_ALIGN - 1) & ~(nd.NLA_ALIGN - 1)
+    found = _attributes(reply[place + nd.ifinfomsg.itemsize : int(head["len"])])
 
     def number(attribute: int) -> int:
         return int.from_bytes(found.get(attribute, b""), "little")
@@ -83,7 +82,23 @@ def _parse(reply: bytes) -> Link | None:
         state=nd.IF_OPER_WORDS[state] if state < len(nd.IF_OPER_WORDS) else str(state),
         master=number(nd.IFLA_MASTER),
         promiscuity=number(nd.IFLA_PROMISCUITY),
+        virtual=_attributes(found.get(nd.IFLA_LINKINFO, b""))
+        .get(nd.IFLA_INFO_KIND, b"")
+        .rstrip(b"\0")
+        .decode(errors="replace"),
     )
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """What stands in a row of netlink attributes, by type."""
+    found: dict[int, bytes] = {}
+    place = 0
+    while place + nd.nlattr.itemsize <= len(data):
+        attribute = np.frombuffer(data, nd.nlattr, 1, place)[0]
+        length = max(int(attribute["len"]), nd.nlattr.itemsize)
+        found[int(attribute["type"]) & nd.NLA_TYPE_MASK] = data[place + nd.nlattr.itemsize : place + length]
+        place += (length + nd.NLA_ALIGN - 1) & ~(nd.NLA_ALIGN - 1)
+    return found
 
 
 def interface_request(device: str, value: int = 0) -> bytearray:
@@ -126,3 +141,40 @@ def join_bridge(bridge: str, index: int) -> None:
 
 def leave_bridge(bridge: str, index: int) -> None:
     _ioctl(nd.SIOCBRDELIF, bridge, index)
+
+
+def _ethtool(
+    device: str, question: np.ndarray[Any, Any], command: int, by: socket.socket | None = None
+) -> Any:
+    """The driver's answer, in the row of the question; through `by`, in whose namespace the device is."""
+    question["cmd"] = command
+    request = np.zeros(1, et.ifreq_data)
+    request["name"], request["data"] = device.encode(), address_of(question)
+    with contextlib.ExitStack() as ours:
+        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        asked = by or ours.enter_context(socket.socket(socket.AF_INET, flags))
+        fcntl.ioctl(asked, et.SIOCETHTOOL, bytearray(request.tobytes()))
+    return question[0]
+
+
+def takes_tags_out(device: str, by: socket.socket | None = None) -> bool:
+    """Whether the NIC takes VLAN tags out of the frames that it hands up."""
+    told = _ethtool(device, np.zeros(1, et.value), et.ETHTOOL_GFLAGS, by)
+    return bool(int(told["data"]) & et.ETH_FLAG_RXVLAN)
+
+
+def take_tags_out(device: str, wanted: bool, by: socket.socket | None = None) -> None:
+    """Have it take them out, or leave them in; a driver that cannot is an OSError, or does nothing."""
+    flags = int(_ethtool(device, np.zeros(1, et.value), et.ETHTOOL_GFLAGS, by)["data"])
+    order = np.zeros(1, et.value)
+    order["data"] = flags & ~et.ETH_FLAG_RXVLAN | (et.ETH_FLAG_RXVLAN if wanted else 0)
+    _ethtool(device, order, et.ETHTOOL_SFLAGS, by)
+
+
+def receive_queues(device: str) -> int:
+    """How many receive queues a device has; one, if its driver does not tell."""
+    try:
+        told = _ethtool(device, np.zeros(1, et.channels), et.ETHTOOL_GCHANNELS)
+    except OSError:
+        return 1
+    return max(int(told["rx_count"]) + int(told["combined_count"]), 1)

@@ -161,14 +161,14 @@ class PacketUplink(Uplink):
             request["address"][0, :ETH_ALEN] = list(int(mac).to_bytes(ETH_ALEN, "little"))
         self._sockets[0].setsockopt(SOL_PACKET, option, request.tobytes())
 
-    def follow(self, macs: Collection[int]) -> None:
+    def follow(self, filters: Collection[tuple[int, int]], everything: bool = False) -> None:  # noqa: ARG002
         """Ask the device for frames to these addresses; for all frames where that is too much for it.
 
-        A device that is gone or refuses both is told by `status`.
+        A device that is gone or refuses both is told by `status`. Somebody who takes everything needs `promiscuous`.
         """
         if self.config.promiscuous or not self._sockets:
             return
-        wanted = {mac for mac in macs if not mac & MAC_GROUP_BIT}
+        wanted = {mac for mac, _ in filters if not mac & MAC_GROUP_BIT}
         why = (
             f"more than {UNICAST_MAX} receive filters"
             if len(wanted) > UNICAST_MAX

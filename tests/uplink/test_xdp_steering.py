@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps and programs of an uplink: what they hold follows what is asked for, and is gone with them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from vmq.abi.ethernet import mac_number
+from vmq.dataplane.state import VID_SHIFT
+from vmq.uplink import xdp_steering
+from vmq.uplink.xdp_steering import XdpSteering
+
+pytestmark = pytest.mark.root
+A, B, GROUP = (mac_number(mac) for mac in ("52:54:00:00:00:01", "52:54:00:00:00:02", "33:33:00:00:00:01"))
+
+
+def keys(steering: XdpSteering) -> tuple[set[int], set[int]]:
+    """What the two maps hold."""
+    filters, addresses = (
+        {int.from_bytes(key, "little") for key in list(one.keys())}
+        for one in (steering.filters, steering.addresses)
+    )
+    return filters, addresses
+
+
+def test_maps_follow_what_is_asked_for_and_hold_no_group():
+    steering = XdpSteering(1, 1518)
+    assert keys(steering) == (set(), set())
+    for filters in ({(A, 0), (A, 5), (GROUP, 0)}, {(A, 5), (B, 0)}, set()):
+        assert steering.follow(filters) == ""
+        unicast = {(mac, vid) for mac, vid in filters if mac != GROUP}
+        assert keys(steering) == (
+            {mac | vid << VID_SHIFT for mac, vid in unicast},
+            {mac for mac, _ in unicast},
+        )
+    steering.close()
+
+
+def test_more_than_fit_is_said_and_comes_right_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(xdp_steering, "FILTERS_MAX", 2)
+    steering = XdpSteering(1, 1518)
+    assert "no more than 2 addresses fit" in steering.follow({(A, 0), (A, 5), (B, 0)})
+    assert len(keys(steering)[0]) == 2
+    assert steering.follow({(A, 0), (B, 0)}) == ""
+    assert keys(steering) == ({A, B}, {A, B})
+    steering.close()
+
+
+def test_closing_gives_everything_back_and_may_be_repeated():
+    before = os.listdir("/proc/self/fd")
+    steering = XdpSteering(1, 1518)
+    assert set(steering.verdicts().values()) == {0}
+    steering.close()
+    steering.close()
+    assert os.listdir("/proc/self/fd") == before

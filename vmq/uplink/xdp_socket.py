@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An AF_XDP socket on one queue of a NIC, with memory of its own, as kernels see it (dataplane/xdp.py).
+
+    memory  [receive chunks: CHUNKS | send chunks: CHUNKS]     each ring has CHUNKS entries
+
+It is bound before it is shown to anybody. Who closes it has taken it out of every table: the rings are unmapped. The
+kernel gives a queue free some time after its socket was closed, so a queue that is busy is asked again for BUSY_SECONDS.
+linux-if_xdp.h
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from typing import Any
+
+import numpy as np
+
+from vmq import linux
+from vmq.abi import xdp
+from vmq.abi.netdevice import SO_SNDBUFFORCE
+from vmq.dataplane.state import xdp_ring
+from vmq.jit import at
+
+CHUNKS = 2048  # 1514 bytes at 10 Gbit/s for 2.5 ms; a worker that sleeps is awake in a tenth of that
+SEND_BYTES = 1 << 23  # asked of the kernel, which counts frames under way by their memory
+BUSY_SECONDS, BUSY_PAUSE = 1.0, 0.02
+_RINGS = (  # name, option, offset of its mapping, entry
+    ("receive", xdp.XDP_RX_RING, xdp.XDP_PGOFF_RX_RING, "rx", xdp.desc),
+    ("transmit", xdp.XDP_TX_RING, xdp.XDP_PGOFF_TX_RING, "tx", xdp.desc),
+    ("fill", xdp.XDP_UMEM_FILL_RING, xdp.XDP_UMEM_PGOFF_FILL_RING, "fill", np.dtype(np.uint64)),
+    (
+        "completion",
+        xdp.XDP_UMEM_COMPLETION_RING,
+        xdp.XDP_UMEM_PGOFF_COMPLETION_RING,
+        "completion",
+        np.dtype(np.uint64),
+    ),
+)
+
+
+def chunk_for(longest: int) -> int | None:
+    """The size of a chunk that takes frames of so many bytes; None if no chunk does."""
+    page = linux.PAGE
+    return next((size for size in (2048, page) if longest + xdp.XDP_PACKET_HEADROOM <= size), None)
+
+
+class XdpSocket:
+    """A socket of queue `queue` of the device number `index`; `row` is its `xdp_socket` for the kernels."""
+
+    def __init__(self, index: int, queue: int, chunk: int, flags: int, row: Any, spare: int) -> None:
+        self.index, self.queue, self.row = index, queue, row
+        self._mappings: list[tuple[int, int]] = []
+        self._socket = socket.socket(xdp.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            self._memory(chunk)
+            self._rings()
+            self._stock(chunk, spare)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BYTES)
+            self._bind(flags | xdp.XDP_USE_NEED_WAKEUP)
+        except BaseException:
+            self.close()
+            raise
+        row["fd"] = self.fileno()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def _memory(self, chunk: int) -> None:
+        length = 2 * CHUNKS * chunk
+        address = linux.map_private(length)
+        self._mappings.append((address, length))
+        self.row["umem"], self.row["chunk"] = address, chunk
+        asked = np.zeros(1, xdp.umem_reg)
+        asked["addr"], asked["len"], asked["chunk_size"] = address, length, chunk
+        self._socket.setsockopt(xdp.SOL_XDP, xdp.XDP_UMEM_REG, asked.tobytes())
+
+    def _rings(self) -> None:
+        for _, option, _, _, _ in _RINGS:
+            self._socket.setsockopt(xdp.SOL_XDP, option, CHUNKS)
+        told = self._socket.getsockopt(xdp.SOL_XDP, xdp.XDP_MMAP_OFFSETS, xdp.mmap_offsets.itemsize)
+        offsets = np.frombuffer(told, xdp.mmap_offsets)[0]
+        for name, _, place, field, entry in _RINGS:
+            offset = offsets[field]
+            length = int(offset["desc"]) + CHUNKS * entry.itemsize
+            address = linux.map_ring(self.fileno(), length, place)
+            self._mappings.append((address, length))
+            ring = np.zeros(1, xdp_ring)[0]
+            ring["size"] = CHUNKS
+            ring["entries"] = address + int(offset["desc"])
+            for index in ("producer", "consumer", "flags"):
+                ring[index] = address + int(offset[index])
+            self.row[name] = ring
+
+    def _stock(self, chunk: int, spare: int) -> None:
+        """Half of the chunks to be filled, the others to be sent from. The kernel looks when the socket is bound."""
+        chunks = np.arange(2 * CHUNKS, dtype=np.int64) * chunk
+        fill = self.row["fill"]
+        at(int(fill["entries"]), CHUNKS, np.uint64)[:] = chunks[:CHUNKS]
+        at(int(fill["producer"]), 1, np.uint32)[0] = CHUNKS
+        at(spare, CHUNKS, np.int64)[:] = chunks[CHUNKS:]
+        self.row["spare"], self.row["spare_count"] = spare, CHUNKS
+
+    def _bind(self, flags: int) -> None:
+        address = np.zeros(1, xdp.sockaddr)
+        address["family"], address["flags"] = xdp.AF_XDP, flags
+        address["ifindex"], address["queue_id"] = self.index, self.queue
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                linux.bind_socket(self.fileno(), address.tobytes())
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > until:
+                    raise
+                time.sleep(BUSY_PAUSE)
+            else:
+                return
+
+    def zero_copy(self) -> bool:
+        """Whether the NIC writes into our memory itself."""
+        told = self._socket.getsockopt(xdp.SOL_XDP, xdp.XDP_OPTIONS, 4)
+        return bool(int.from_bytes(told, "little") & xdp.XDP_OPTIONS_ZEROCOPY)
+
+    def statistics(self) -> dict[str, int]:
+        """What the kernel has counted, by its own names."""
+        told = self._socket.getsockopt(xdp.SOL_XDP, xdp.XDP_STATISTICS, xdp.statistics.itemsize)
+        row = np.frombuffer(told, xdp.statistics)[0]
+        return {name: int(row[name]) for name in xdp.statistics.names or ()}
+
+    def close(self) -> None:
+        """Give queue and memory back. It may be called again."""
+        self._socket.close()
+        while self._mappings:
+            linux.unmap(*self._mappings.pop())

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of an xdp uplink in the kernel: attached, told which addresses are VMs', counted, taken off.
+
+    filters    (MAC | VLAN << 48) → anything     what the XDP program redirects
+    addresses  MAC → anything                    what packet sockets take besides groups
+    sockets    NIC queue → AF_XDP socket
+    verdicts   frames by verdict
+
+The maps are empty when the program is attached, so every frame goes on to the kernel as before, and each becomes ours
+one address at a time. A new address is added before an old one is taken out. Where more addresses are asked for than a
+map holds, packet sockets take every frame that the kernel has, and the rest works as on a packet uplink.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection
+
+from vmq.abi import bpf
+from vmq.abi.ethernet import MAC_GROUP_BIT
+from vmq.bpf.link import Link
+from vmq.bpf.maps import Map, counters, hash_map, socket_map
+from vmq.bpf.program import Program
+from vmq.dataplane.state import VID_SHIFT
+from vmq.uplink.xdp_program import VERDICTS, steering, watcher
+
+FILTERS_MAX = 16384
+KEY_BYTES = 8
+PRESENT = bytes(4)
+MODES = {"native": bpf.XDP_FLAGS_DRV_MODE, "generic": bpf.XDP_FLAGS_SKB_MODE}
+# Another program is there, or the same hook is in use in the other mode: trying the other mode would not help.
+OCCUPIED = (errno.EBUSY, errno.EEXIST)
+
+
+class XdpSteering:
+    """Programs and maps for a device with `queues` receive queues."""
+
+    def __init__(self, queues: int, longest: int) -> None:
+        self._open: list[Map | Program | Link] = []
+        self._followed: set[int] = set()
+        self._addresses: set[int] = set()
+        self.mode = ""
+        try:
+            self.filters = self._keep(hash_map("vmq_filters", FILTERS_MAX, KEY_BYTES, len(PRESENT)))
+            self.addresses = self._keep(hash_map("vmq_addresses", FILTERS_MAX, KEY_BYTES, len(PRESENT)))
+            self.sockets = self._keep(socket_map("vmq_sockets", queues))
+            self.counted = self._keep(counters("vmq_verdicts", len(VERDICTS)))
+            code = steering(self.filters, self.sockets, self.counted, longest)
+            self.program = Program(bpf.BPF_PROG_TYPE_XDP, "vmq_steering", code)
+            self._open.append(self.program)
+            self.watcher = Program(bpf.BPF_PROG_TYPE_SOCKET_FILTER, "vmq_watcher", watcher(self.addresses))
+            self._open.append(self.watcher)
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep(self, one: Map) -> Map:
+        self._open.append(one)
+        return one
+
+    def attach(self, index: int, mode: str) -> str:
+        """Put the program on a device, in one mode or ("auto") the better one; why not in the better one, or nothing."""
+        if mode != "auto":
+            self._attach(index, mode)
+            return ""
+        try:
+            self._attach(index, "native")
+        except OSError as error:
+            if error.errno in OCCUPIED:
+                raise
+            self._attach(index, "generic")
+            return f"the driver takes no program: {error.strerror}"
+        return ""
+
+    def _attach(self, index: int, mode: str) -> None:
+        self._open.append(Link(self.program, index, flags=MODES[mode]))
+        self.mode = mode
+
+    def serve(self, queue: int, descriptor: int) -> None:
+        """Frames to VMs on this NIC queue go to this socket from now on."""
+        self.sockets.update(queue.to_bytes(4, "little"), descriptor.to_bytes(4, "little"))
+
+    def follow(self, filters: Collection[tuple[int, int]]) -> str:
+        """These (address, VLAN id) are VMs'; why not all of them, or nothing."""
+        unicast = [(mac, vid) for mac, vid in filters if not mac & MAC_GROUP_BIT]
+        why = _bring_about(self.addresses, self._addresses, {mac for mac, _ in unicast})
+        return (
+            _bring_about(self.filters, self._followed, {mac | vid << VID_SHIFT for mac, vid in unicast})
+            or why
+        )
+
+    def verdicts(self) -> dict[str, int]:
+        """How many frames met each verdict."""
+        return {name: self.counted.total(index) for index, (name, _) in enumerate(VERDICTS)}
+
+    def close(self) -> None:
+        """Take the program off the device, and forget everything. It may be called again."""
+        while self._open:
+            self._open.pop().close()
+
+
+def _bring_about(table: Map, now: set[int], wanted: set[int]) -> str:
+    """Make the keys of a map those that are wanted; why that failed, or nothing. `now` says what is there."""
+    why = _add(table, now, wanted)
+    for key in now - wanted:
+        table.delete(key.to_bytes(KEY_BYTES, "little"))
+    now &= wanted
+    return _add(table, now, wanted) if why else ""  # there is room now, perhaps
+
+
+def _add(table: Map, now: set[int], wanted: set[int]) -> str:
+    try:
+        for key in wanted - now:
+            table.update(key.to_bytes(KEY_BYTES, "little"), PRESENT)
+            now.add(key)
+    except OSError as error:
+        return f"no more than {len(now)} addresses fit: {error.strerror}"
+    return ""
