@@ -6,6 +6,8 @@ What a real kernel makes of them: tests/uplink/test_xdp.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -39,8 +41,8 @@ class Ring:
             self.entries[int(self.producer[0]) % SIZE] = entry
             self.producer[0] = (int(self.producer[0]) + 1) & state.M32
 
-    def consume(self) -> list[object]:
-        taken = []
+    def consume(self) -> list[Any]:
+        taken: list[Any] = []
         while self.consumer[0] != self.producer[0]:
             taken.append(self.entries[int(self.consumer[0]) % SIZE].item())
             self.consumer[0] = (int(self.consumer[0]) + 1) & state.M32
@@ -52,7 +54,7 @@ class Kernel:
 
     def __init__(self, start: int = 0) -> None:
         self.umem = aligned(2 * SIZE * CHUNK)
-        self._kept: list[object] = []
+        self._kept: list[Any] = []
         self.lane = np.zeros(1, state.lane)[0]
         self.lane["fd"], self.lane["frame_max"] = -1, 1514
         prepare_lane(self.lane, self.memory)

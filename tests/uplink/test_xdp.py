@@ -412,7 +412,7 @@ def test_status_tells_what_is(wires: tuple[Namespace, Namespace]) -> None:
         )
         assert set(told["statistics"]) > {"rx_dropped", "rx_ring_full"}
         shown = settings(engine, uplink)
-        assert shown["mode"] == ("auto", "native", "")
+        assert shown["mode"] == ("auto", "native", "the driver runs the program")
         assert shown["zero_copy"][:2] == ("auto", "off")
         assert shown["watched"] == ("groups", "groups", "")
 

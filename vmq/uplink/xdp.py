@@ -204,11 +204,17 @@ class XdpUplink(PacketUplink):
         if self.steering is None:
             return [setting("mode", config.mode, "packet sockets", self._why)]
         zero = all(one.zero_copy() for one in self.sockets)
-        why_zero = "" if zero or config.zero_copy == "off" else "the driver, or the mode, has none"
+        said = "the driver can" if zero else "the driver, or the mode, has none"
+        why_mode = self._why_mode or "the driver runs the program"
         fewer = f"one a worker; frames of the others are copied up. ethtool -L {config.device} combined {len(self.lanes)}"
         rows = [
-            setting("mode", config.mode, self.steering.mode, self._why_mode),
-            setting("zero_copy", config.zero_copy, "on" if zero else "off", why_zero),
+            setting("mode", config.mode, self.steering.mode, why_mode if config.mode == "auto" else ""),
+            setting(
+                "zero_copy",
+                config.zero_copy,
+                "on" if zero else "off",
+                said if config.zero_copy == "auto" else "",
+            ),
             setting(
                 "nic_queues",
                 self._nic_queues,
