@@ -19,7 +19,7 @@ import pytest
 from tests.engine.running import FIRST_CPU, MACS, NO_FRAMES, Running, frame, until
 from vmq.abi.ethernet import mac_number
 from vmq.cli.show import COLUMNS, text
-from vmq.config import Config, Doctor, Engine, Memory, Packet, Pcap, Tap, schema
+from vmq.config import Config, Doctor, Engine, Memory, Packet, Pcap, Tap, Xdp, schema
 from vmq.contract import DEFAULT_QUEUE, DROP_QUEUE
 from vmq.control.settings import of_uplink
 from vmq.doctor import Facts, Situation, rules_queues
@@ -27,7 +27,7 @@ from vmq.errors import VmqError
 from vmq.filters import Field, FieldTest, Filter, Kind
 from vmq.table import cell
 from vmq.topology import read
-from vmq.uplink import packet, tap
+from vmq.uplink import packet, tap, xdp
 from vmq.uplink.base import setting
 from vmq.uplink.pcapfile import CaptureWriter
 
@@ -105,7 +105,7 @@ NO_SETTING = {  # names and paths: what they are is what they say
     ("Engine", "api"): "the socket that is asked",
     ("Engine", "group"): "whose the sockets are",
     ("Vm", "socket"): "where it is; vmq show vms has it",
-    **{(kind, "kind"): "which keys the table has" for kind in ("Tap", "Packet", "Pcap", "Memory")},
+    **{(kind, "kind"): "which keys the table has" for kind in ("Tap", "Packet", "Xdp", "Pcap", "Memory")},
 }
 OF_ANOTHER_NAME = {("Vm", "mac"): "filters"}
 NODE = read().nodes.get(FIRST_CPU)  # None: this host has no nodes, and would refuse one
@@ -158,7 +158,7 @@ def keys_of(table: str) -> list[str]:
 
 def test_every_table_of_the_configuration_is_judged_here():
     tables = {table for table in schema()["$defs"] if table != "Config"}
-    assert tables == {*OTHER, "Tap", "Packet"}
+    assert tables == {*OTHER, "Tap", "Packet", "Xdp"}
     assert all(key in schema()["$defs"][table]["properties"] for table, key in NO_SETTING)
 
 
@@ -233,13 +233,16 @@ def test_what_is_changed_is_in_effect_as_it_was_asked_for(
     }
 
 
-@pytest.mark.parametrize("kind", [tap, packet])
-def test_no_key_of_a_device_is_missing(running: Running, monkeypatch: pytest.MonkeyPatch, kind: ModuleType):
+@pytest.mark.parametrize("kinds", [[tap], [packet], [xdp, packet]])  # an xdp uplink is a packet uplink, too
+def test_no_key_of_a_device_is_missing(
+    running: Running, monkeypatch: pytest.MonkeyPatch, kinds: list[ModuleType]
+):
     """What its kind reads back (its own tests open one, as root) and what is said of every uplink."""
-    calls = (node for node in ast.walk(ast.parse(inspect.getsource(kind))) if isinstance(node, ast.Call))
+    trees = [ast.parse(inspect.getsource(kind)) for kind in kinds]
+    calls = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
     names = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setting"]
     told = [setting(str(one.value), None, None) for one in names if isinstance(one, ast.Constant)]
-    table = {tap: Tap, packet: Packet}[kind]
+    table = {tap: Tap, packet: Packet, xdp: Xdp}[kinds[0]]
     opened = running.engine.uplinks["lan"]._replace(config=table(device="eth0"))
     monkeypatch.setitem(running.engine.uplinks, "lan", opened)
     rows = running.do(of_uplink, running.engine, "lan", {"settings": told})

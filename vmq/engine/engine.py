@@ -197,7 +197,8 @@ class Engine:
         while self.afterwards:
             self.afterwards.pop()()
         for name, opened in self.uplinks.items():
-            opened.uplink.follow(*self._followed(name))
+            if name in self.queues:  # one that closes leads nowhere any more
+                opened.uplink.follow(*self._followed(name))
 
     def _followed(self, name: str) -> tuple[set[tuple[int, int]], bool]:
         """The (address, VLAN id) that have a receive filter on an uplink, and whether frames to others are wanted too."""

@@ -200,34 +200,34 @@ class XdpUplink(PacketUplink):
         return told
 
     def _settings(self) -> list[dict[str, Any]]:
+        """What was left to us has no requested value, but where the better way could not be had."""
         config = cast("Xdp", self.config)
+        prepared = setting("prepared", config.prepared, config.prepared)
         if self.steering is None:
-            return [setting("mode", config.mode, "packet sockets", self._why)]
-        zero = all(one.zero_copy() for one in self.sockets)
-        said = "the driver can" if zero else "the driver, or the mode, has none"
-        why_mode = self._why_mode or "the driver runs the program"
-        fewer = f"one a worker; frames of the others are copied up. ethtool -L {config.device} combined {len(self.lanes)}"
+            off = setting("zero_copy", None, "off", "packet sockets have none")
+            return [setting("mode", config.mode, "packet sockets", self._why), off, prepared]
+        zero = "on" if all(one.zero_copy() for one in self.sockets) else "off"
+        asked = None if config.mode == "auto" and not self._why_mode else config.mode
+        watched = self._why_everything or "nobody takes frames to other addresses than the filters'"
+        count, workers = len(self.sockets), len(self.lanes)
+        fewer = (
+            f"one a worker; frames of the others are copied up: ethtool -L {config.device} combined {workers}"
+        )
         rows = [
-            setting("mode", config.mode, self.steering.mode, why_mode if config.mode == "auto" else ""),
+            setting("mode", asked, self.steering.mode, self._why_mode or "the driver runs the program"),
             setting(
                 "zero_copy",
-                config.zero_copy,
-                "on" if zero else "off",
-                said if config.zero_copy == "auto" else "",
+                None if config.zero_copy == "auto" else config.zero_copy,
+                zero,
+                "the driver can" if zero == "on" else "the driver has none, or it was not asked for",
             ),
-            setting(
-                "nic_queues",
-                self._nic_queues,
-                len(self.sockets),
-                fewer if len(self.sockets) < self._nic_queues else "",
-            ),
-            setting(
-                "watched", "groups", "everything" if self._everything else "groups", self._why_everything
-            ),
+            setting("nic_queues", self._nic_queues, count, fewer if count < self._nic_queues else ""),
+            setting("watched", None, "everything" if self._everything else "groups", watched),
+            prepared,
         ]
         if self._tags:
             why = "switched off while vmq runs: a program sees only tags that are in the frame"
-            rows.append(setting("vlan_stripping", "on", "off", why))
+            rows.append(setting("vlan_stripping", None, "off", why))
         return rows
 
     def _disengage(self) -> None:
