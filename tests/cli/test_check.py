@@ -199,6 +199,7 @@ def test_schema_is_printed_as_json(vmq) -> None:
         "Engine",
         "Tap",
         "Packet",
+        "Xdp",
         "Pcap",
         "Memory",
         "Vm",
