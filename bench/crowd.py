@@ -14,11 +14,10 @@ buckets of 3 % width.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -64,7 +63,6 @@ CONNECT_SECONDS, DRAIN_SECONDS, STILL_SECONDS = 30.0, 10.0, 0.1
 STAMP = 44  # where in a frame: behind the headers, on a whole word in guest memory
 SUBS = 32  # buckets an octave
 BUCKETS = 48 * SUBS
-NICE = -20  # the crowd does not wait for whoever else has something to do for a moment
 
 CROWD = rows(("stop", i64), ("floods", i64), ("count", i64), ("to_own", i64), ("times", i64))
 
@@ -206,8 +204,6 @@ class Crowd:
         return member
 
     def _run(self) -> None:
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, NICE)
         (pair if self._stamped else crowd)(address_of(self._row))
 
     def __enter__(self) -> Self:
