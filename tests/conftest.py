@@ -61,6 +61,12 @@ def cannot_run() -> dict[str, bool]:
 REASONS_HERE = frozenset(reason for reason, holds in cannot_run().items() if holds)
 
 
+def pytest_configure() -> None:
+    """A shell lets what it starts in the background ignore interrupts, and so would all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for reason in REASONS_HERE:
