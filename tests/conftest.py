@@ -62,9 +62,10 @@ REASONS_HERE = frozenset(reason for reason, holds in cannot_run().items() if hol
 
 
 def pytest_configure() -> None:
-    """A shell lets what it starts in the background ignore interrupts, and so would all that tests start."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell lets what it starts in the background ignore interrupts, nohup hang-ups; so would all that tests start."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
