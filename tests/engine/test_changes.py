@@ -602,3 +602,18 @@ def test_vms_swap_their_addresses_in_one_reload_and_have_them_back_when_it_fails
         running.configure(b=running.vm("b", 2))
         assert list(running.engine.vms["b"].filters) == [mac_number(MACS[1])]
     assert not running.engine.vms["b"].queues[0].shared
+
+
+def test_vms_have_their_own_addresses_again_when_a_swap_is_refused_late(running: Running):
+    """The socket of a VM that stays is opened last, when the others have changed."""
+    kept = {"a": running.vm("a", 1), "b": running.vm("b", 2), "c": running.vm("c", 3)}
+    running.configure(**kept)
+    Path(running.path("taken")).write_text("mine")
+    swapped = {"a": running.vm("a", 2), "b": running.vm("b", 1)}
+    with pytest.raises(HostError):
+        running.configure(**swapped, c=running.vm("c", 3, socket=running.path("taken")))
+    assert running.engine.changes.missing == {}
+    owned = {name: [mac_number(mac) for mac in vm.mac] for name, vm in kept.items()}
+    assert {name: list(vm.filters) for name, vm in running.engine.vms.items()} == owned
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b)

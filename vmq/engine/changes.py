@@ -138,6 +138,7 @@ class Changes:
         for name in [name for name in engine.uplinks if name not in there]:
             self.close_uplink(name)
         self._arrange(old)
+        self._free_addresses(old)
         for action in plan(self._what_there_is(old), old):
             try:
                 self._apply(action, old)
