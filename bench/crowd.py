@@ -27,6 +27,7 @@ from bench.engine import on_processor
 from bench.systems import GUEST_CPU, Served, mac
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import vring_used_elem
+from vmq.dataplane.clock import now
 from vmq.guest import traffic
 from vmq.guest.driver import HEADER, RING, USED, kick, show, used
 from vmq.guest.flood import (
@@ -36,7 +37,6 @@ from vmq.guest.flood import (
     FRAME_BYTES,
     NS,
     SENDER,
-    now,
     receive_frame,
     reclaim,
     room,

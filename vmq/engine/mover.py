@@ -93,7 +93,8 @@ class Journey:
     @property
     def _former(self) -> np.void:
         """Row of the processor that has what was handed over before."""
-        return self.vm.engine.workers[self.vm.queues[self.pair].former].row
+        row: np.void = self.vm.engine.workers[self.vm.queues[self.pair].former].row
+        return row
 
     def arrived(self, *, most: int = EVERY) -> bool:
         """Nothing of it lies before a mark, nor waits for buffers: that may have gone behind one (overload.py)."""

@@ -34,7 +34,6 @@ import numpy as np
 from vmq.abi.ethernet import ETH_HLEN, mac_number
 from vmq.abi.layout import i64, rows
 from vmq.abi.linux import (
-    CLOCK_MONOTONIC,
     IFF_NO_PI,
     IFF_TAP,
     IFF_VNET_HDR,
@@ -44,11 +43,11 @@ from vmq.abi.linux import (
     timespec,
 )
 from vmq.abi.virtio import net_hdr, vring_used, vring_used_elem
+from vmq.dataplane.clock import now
 from vmq.dataplane.state import M16, recorded
 from vmq.jit import (
     address_of,
     at,
-    c_clock_gettime,
     c_epoll_wait,
     c_read,
     c_write,
@@ -87,14 +86,6 @@ GUEST = rows(
     ("buffers", i64), ("used", i64), ("next", i64),  # RING buffers of BUFFER bytes; used elements behind their index
     ("frames", i64),
 )  # fmt: skip
-
-
-@kernel
-def now(host: Any) -> int:
-    """Nanoseconds of the monotonic clock."""
-    c_clock_gettime(CLOCK_MONOTONIC, host["clock"])
-    clock = at(host["clock"], 1, timespec)[0]
-    return int64(clock["sec"]) * 1_000_000_000 + int64(clock["nsec"])
 
 
 @kernel
