@@ -286,7 +286,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def wait_for_frames(vm: Vm, count: int) -> None:
-    wait_for(lambda: int(vm.books()["frames_to_guest"]) == count)
+    """They are shown to the guest, each in one buffer: they are counted before that."""
+    wait_for(lambda: vm.to_guest.used_index == count)
+    assert int(vm.books()["frames_to_guest"]) == count
 
 
 @pytest.fixture
