@@ -27,8 +27,8 @@ from tests.dataplane.rig import (
     number_of,
     numbered,
 )
+from vmq.clock import now
 from vmq.dataplane import loop, reasons, state
-from vmq.dataplane.clock import now
 from vmq.dataplane.loop import IDLE_ROUNDS, POLL_WAIT_MS, prepare_sleep, sleep
 from vmq.jit import at
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vmq.abi.ethernet import VLAN_VID_MASK
+from vmq.clock import now
 from vmq.dataplane.classify import note
-from vmq.dataplane.clock import now
 from vmq.dataplane.handover import push, still_there
 from vmq.dataplane.reasons import HANDOVER_MOVED, TO_WIRE_FULL
 from vmq.dataplane.state import (

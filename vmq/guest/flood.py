@@ -24,7 +24,7 @@ import numpy as np
 from vmq.abi.ethernet import ETH_HLEN, ETH_TYPE_OFFSET, MAC_GROUP_BIT, TPID_8021Q_LE, VLAN_HLEN, VLAN_VID_MASK
 from vmq.abi.layout import i64, layout, offset, rows
 from vmq.abi.virtio import net_hdr
-from vmq.dataplane.clock import now
+from vmq.clock import now
 from vmq.guest.driver import (
     HEADER,
     M16,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire's side in plain Python: open an uplink of any kind, tell what it is, close it.
 
-        base.Uplink ─┬─ tap.TapUplink
-                     ├─ packet.PacketUplink
+        base.Uplink ─┬─ device.DeviceUplink ─┬─ tap.TapUplink
+                     │                       └─ packet.PacketUplink
                      └─ replay.ReplayUplink ─┬─ pcap.PcapUplink
                                              └─ memory.MemoryUplink
 
