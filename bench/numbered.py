@@ -26,8 +26,8 @@ from tests.dpdk.frames import frame, write_capture
 from vmq.abi.ethernet import ETH_HLEN, mac_text
 from vmq.abi.layout import i64, rows
 from vmq.abi.linux import timespec
+from vmq.clock import now
 from vmq.config import Pcap
-from vmq.dataplane.clock import now
 from vmq.guest.driver import HEADER, RING, offer, show, take, used
 from vmq.guest.guest import Guest
 from vmq.jit import address_of, at, compile_for, int64, kernel, system_call

@@ -19,7 +19,7 @@ import numpy as np
 
 from vmq.abi.layout import i64, rows
 from vmq.abi.linux import epoll_event, timespec
-from vmq.dataplane.clock import now
+from vmq.clock import now
 from vmq.jit import (
     address_of,
     at,
