@@ -41,8 +41,15 @@ def figures_table(rows: Rows, targets: Targets) -> str:
     lines = [_line(["what", "figure", "target"]), _line(["---"] * 3)]
     for name, figures in rows.items():
         wanted = of_row(targets, name, figures)
+        alone = {one.figure: f"{one.bar}: it has none" for one in targets if one.one_sided(name, figures)}
         lines += [
-            _line([f"{name}: {part}", figure.judged(), _verdicts(_about(wanted, part), figures)])
+            _line(
+                [
+                    f"{name}: {part}",
+                    figure.judged(),
+                    alone.get(part) or _verdicts(_about(wanted, part), figures),
+                ]
+            )
             for part, figure in tabled(figures).items()
         ]
     return "\n".join(lines)

@@ -43,6 +43,10 @@ class Target:
     def concerns(self, row: str, figures: Figures) -> bool:
         return fnmatch(row, self.row) and {self.figure, self.of or self.figure} <= set(figures)
 
+    def one_sided(self, row: str, figures: Figures) -> bool:
+        """Whether the row has a figure of ours and none of the other, which did not carry what was offered."""
+        return fnmatch(row, self.row) and self.figure in figures and bool(self.of) and self.of not in figures
+
     @property
     def bar(self) -> str:
         """In words: ≥ 3 × ovs."""

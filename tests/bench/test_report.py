@@ -57,6 +57,15 @@ def test_figures_have_a_line_each_and_histograms_none() -> None:
     assert figures_table(ALONE, TARGETS).splitlines()[2:] == ["| idle: % | 0.20 | ≤ 1: met |"]
 
 
+def test_a_figure_whose_other_half_is_missing_says_who_has_none() -> None:
+    told = Target("latency-*", "vmq: p50", "ovs: p50", most=1)
+    rows = {"latency-90": {"vmq: p50": Figure.of([2.0]), "ovs: arrived": Figure.of([1.0])}}
+    assert figures_table(rows, (told,)).splitlines()[2:] == [
+        "| latency-90: vmq: p50 | 2.00 | ≤ 1 × ovs: p50: it has none |",
+        "| latency-90: ovs: arrived | 1.00 | - |",
+    ]
+
+
 def test_a_noisy_figure_has_its_range_alone() -> None:
     rows = {"idle": {"%": Figure.of([0.1, 0.2, 0.9])}}
 
