@@ -5,8 +5,8 @@
     new/  vmq of NEW, bench and tests of NEW  ─► subject.py ─┴─► A B A B …, 7 times each row
 
 NEW may be `.`: the files as they are here. It informs: the exit code is 1 only if the best of 7 is below 0.6 of what
-it was before, twice. A commit that cannot be had, does not build, or cannot be driven by the newer scripts is skipped with the
-reason, and the exit code is 0.
+it was before, twice. A commit that cannot be had, and an OLD that does not build or cannot be driven by the newer scripts, are
+skipped with the reason, and the exit code is 0. A NEW whose engine ends or says nothing any more is a failure.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Self
 
@@ -27,12 +28,17 @@ from bench.stats import Figure
 
 ROOT = Path(__file__).parents[1]
 RUNS, BAR = 7, 0.6
+PATIENCE_SECONDS = 600.0  # for an answer; the first comes when everything is compiled
 SCRIPTS = ("bench", "tests")
 HERE = "."
 
 
 class SkippedError(Exception):
     """Why there is nothing to compare."""
+
+
+class BrokenError(Exception):
+    """What the newer engine died of."""
 
 
 def take(commit: str, folder: Path, *names: str) -> None:
@@ -79,12 +85,16 @@ class Side:
         return one
 
     def hear(self) -> str:
-        """Its next line; SkippedError with its last words if it ended."""
-        line = self._pipe(self._process.stdout).readline().strip()
-        if not line:
-            said = self._log.read_text(errors="replace").strip().splitlines()
-            raise SkippedError(f"{self.name}: {said[-1] if said else 'it ended'}")
-        return line
+        """Its next line; if there is none, its last words: SkippedError of the old, BrokenError of the new."""
+        pipe = self._pipe(self._process.stdout)
+        heard, _, _ = select.select(
+            [pipe], [], [], PATIENCE_SECONDS
+        )  # it answers by single lines: none is buffered
+        if heard and (line := pipe.readline().strip()):
+            return line
+        said = self._log.read_text(errors="replace").strip().splitlines()
+        why = (said[-1] if said else "it ended") if heard else f"no answer in {PATIENCE_SECONDS:g} s"
+        raise (SkippedError if self.name == "old" else BrokenError)(f"{self.name}: {why}")
 
     def nanoseconds(self, row: str) -> float:
         """ns a frame, once."""
@@ -116,22 +126,17 @@ def speed(old: Figure, new: Figure) -> float:
     return min(old.values) / min(new.values)
 
 
-def judge(old: Side, new: Side, rows: Mapping[str, object]) -> list[str]:
-    """Print the ratio of each row; those that are below the bar twice."""
-    slower = []
-    print(f"{'row':<12} {'ns a frame, old':>24} {'new':>24} {'speed':>7}")
-    for row in rows:
-        for attempt in range(2):
-            before, after = measure(old, new, row)
-            value = speed(before, after)
-            low = value < BAR
-            note = f"  below {BAR}" + (": measured again" if not attempt else "") if low else ""
-            print(f"{row:<12} {before.text(1):>24} {after.text(1):>24} {value:>5.2f} ×{note}", flush=True)
-            if not low:
-                break
-        else:
-            slower.append(row)
-    return slower
+def judge(old: Side, new: Side, row: str) -> bool:
+    """Print the ratio of a row; whether it is below the bar, twice."""
+    for attempt in range(2):
+        before, after = measure(old, new, row)
+        value = speed(before, after)
+        low = value < BAR
+        note = f"  below {BAR}" + (": measured again" if not attempt else "") if low else ""
+        print(f"{row:<12} {before.text(1):>24} {after.text(1):>24} {value:>5.2f} ×{note}", flush=True)
+        if not low:
+            return False
+    return True
 
 
 def main() -> int:
@@ -141,14 +146,19 @@ def main() -> int:
     parser.add_argument("old", metavar="OLD", help="a commit")
     parser.add_argument("new", metavar="NEW", help="a commit, or . for the files that are here")
     options = parser.parse_args()
+    slower: list[str] = []  # those found before the old one gave up count, too
     try:
         from bench.subject import ROWS
 
         with sides(options.old, options.new) as (old, new):
-            slower = judge(old, new, ROWS)
+            print(f"{'row':<12} {'ns a frame, old':>24} {'new':>24} {'speed':>7}")
+            for row in ROWS:
+                slower += [row] if judge(old, new, row) else []
     except SkippedError as reason:
-        print(f"nothing is compared: {reason}")
-        return 0
+        print(f"nothing more is compared: {reason}")
+    except BrokenError as reason:
+        print(f"the newer engine fails: {reason}")
+        return 1
     if slower:
         print(f"slower than {BAR} of before, twice: {', '.join(slower)}")
     return int(bool(slower))

@@ -25,8 +25,8 @@ from bench.engine import on_processor
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU
 from vmq.abi.layout import i64, rows
+from vmq.clock import now
 from vmq.dataplane import state
-from vmq.dataplane.clock import now
 from vmq.dataplane.to_guest import AHEAD, HEADER
 from vmq.jit import address_of, at, compile_for, copy, copy_short, int64, kernel, prefetch
 

@@ -30,9 +30,9 @@ from bench.systems import ENGINE_CPU, GUEST_CPU, SEED
 from vmq.abi.ethernet import ETH_ALEN, ETH_HLEN, mac_number
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import split_ring_bytes, vring_avail, vring_desc
+from vmq.clock import now
 from vmq.config import Memory
 from vmq.dataplane import state
-from vmq.dataplane.clock import now
 from vmq.dataplane.loop import all_rounds
 from vmq.jit import address_of, at, compile_for, int64, kernel, poke
 from vmq.publisher import FilterEntry, PortEntry, Publisher, QueueEntry, RingEntry, Segment, UplinkEntry

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bench.core import POSTED, Core, Order, in_runs, in_turn, mac, recording, scattered
+from bench.core import POSTED, ROUNDS, Core, Order, in_runs, in_turn, mac, recording, scattered
 from bench.stats import Figure
 from vmq.filters import Field, FieldTest, Filter, Kind
 from vmq.filters.compiled import rows
@@ -21,8 +21,13 @@ from vmq.publisher import FilterEntry, QueueEntry
 PLAIN, GENERIC = (1, 16, 256, 4096), (1, 4, 16, 64, 256)
 QUEUES, SEGMENT = (1, 4, 16, 64, 256), 64
 FLOWS, FLOW_QUEUES = (1, 1024, 32768, 1 << 20), 4
-COUNT = {64: 131072, 1514: 8192}  # frames of a recording: 8 and 12 MiB
-BUFFERS = {64: POSTED, 1514: 8192}  # that are written to: 4 MiB of theirs, and 12
+COUNT = {64: 131072, 1514: 8192, 9000: 2048}  # frames of a recording: 8, 12 and 18 MiB
+BUFFERS = {
+    64: POSTED,
+    1514: 8192,
+    9000: 8192,
+}  # that are written to: 4 MiB of theirs, 12, and 16, five a frame
+ROUNDS_OF = {64: ROUNDS, 1514: ROUNDS, 9000: ROUNDS // 8}
 FLOW_COUNT = 1 << 20  # frames of a recording of any number of flows: 64 MiB, and rows of 32
 TIMES = 3  # values a run: each takes some ten milliseconds
 UNUSED_PORT = 20000  # UDP; frames go to port 9
@@ -66,7 +71,7 @@ def with_guests(size: int, guests: int, shared: bool) -> Core:
     macs = [mac(number) for number in range(guests)]
     played = recording(size, macs, scattered(COUNT[size], guests))
     entry = QueueEntry(0, shared=shared, generation=1)
-    return Core(played, macs, guests, entry=entry, posted=BUFFERS[size])
+    return Core(played, macs, guests, entry=entry, posted=BUFFERS[size], rounds=ROUNDS_OF[size])
 
 
 def filters(runs: int) -> dict[str, Figure]:
@@ -124,5 +129,5 @@ ROWS: dict[str, Callable[[int], dict[str, Figure]]] = {
     "queues": queues,
     "singles": singles,
     "flows": flows,
-    **{f"own-{size}-{guests}": partial(own, size, guests) for size in (64, 1514) for guests in (1, 4)},
+    **{f"own-{size}-{guests}": partial(own, size, guests) for size in (64, 1514, 9000) for guests in (1, 4)},
 }

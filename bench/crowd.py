@@ -7,18 +7,21 @@ Guests in processes of their own share a processor by time slices of millisecond
 receiver's ring while that one waits for its turn. Here each gets a batch, then the next; so the processor is divided
 in the same way for every system, however many guests there are, and frames do not wait for a scheduler.
 
-With `stamped` the loop drives one pair, and what is measured is time: the sender writes the clock into each frame
-right before it is shown, the receiver compares it with the same clock when it has seen the frame. Times go into
-buckets of 3 % width.
+With `stamped` the loop drives one pair, and what is measured is time: the sender writes into each frame when it was
+due, the receiver compares that with the same clock when it has seen the frame. Times go into buckets of 3 % width.
+
+    due        a frame each 1 / rate; shown at once, or as soon as the ring has room: the wait counts as its time
+    skipped    due while a whole ring of frames was due already: never shown, and counted
+
+So a system that stops taking frames is not asked less often while it does. Without a rate a frame is due when shown.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +31,7 @@ from bench.engine import on_processor
 from bench.systems import GUEST_CPU, Served, mac
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import vring_used_elem
+from vmq.clock import now
 from vmq.guest import traffic
 from vmq.guest.driver import HEADER, RING, USED, kick, show, used
 from vmq.guest.flood import (
@@ -37,7 +41,6 @@ from vmq.guest.flood import (
     FRAME_BYTES,
     NS,
     SENDER,
-    now,
     receive_frame,
     reclaim,
     room,
@@ -64,9 +67,9 @@ CONNECT_SECONDS, DRAIN_SECONDS, STILL_SECONDS = 30.0, 10.0, 0.1
 STAMP = 44  # where in a frame: behind the headers, on a whole word in guest memory
 SUBS = 32  # buckets an octave
 BUCKETS = 48 * SUBS
-NICE = -20  # the crowd does not wait for whoever else has something to do for a moment
 
-CROWD = rows(("stop", i64), ("floods", i64), ("count", i64), ("to_own", i64), ("times", i64))
+CROWD = rows(("stop", i64), ("floods", i64), ("count", i64), ("to_own", i64), ("times", i64),
+             ("skipped", i64), ("paced", i64))  # fmt: skip
 
 
 @kernel
@@ -100,7 +103,7 @@ def middle(number: int) -> float:
 
 @kernel
 def receive_stamped(row: Any, flood: Any, ring: Any) -> int:
-    """Take what has come, and note how long ago it was sent; frames."""
+    """Take what has come, and note how long ago it was due; frames."""
     count = min(used(ring), BATCH)
     if count == 0:
         return count
@@ -117,29 +120,41 @@ def receive_stamped(row: Any, flood: Any, ring: Any) -> int:
 
 
 @kernel
-def forget(flood: Any) -> None:
-    """A paced sender does not make up for more than a ring: else it would offer more than its rate for a long time."""
-    rate = int64(flood["rate"])
-    if rate == 0 or flood["hold"]:
-        return
-    behind = int64(float(flood["elapsed_ns"]) / NS * float(rate)) - int64(flood["sent"])
-    if behind > RING_SIZE:
-        skipped = int64(float(behind - RING_SIZE) / float(rate) * NS)
-        flood["started_ns"] += skipped
-        flood["elapsed_ns"] -= skipped
+def skip(row: Any, flood: Any) -> None:
+    """Move the schedule on: past what is due beyond a ring, which is skipped; to where it is, while held."""
+    rate, hold = int64(flood["rate"]), load_once(flood, "hold")
+    if rate > 0:
+        # In doubles, as in the guest: frames times nanoseconds may pass 2^63.
+        behind = int64(float(flood["elapsed_ns"]) / NS * float(rate)) - int64(flood["sent"])
+        beyond = behind if hold else max(behind - RING_SIZE, 0)
+        moved = int64(float(beyond) / float(rate) * NS)
+        flood["started_ns"] += moved
+        flood["elapsed_ns"] -= moved
+        row["skipped"] += int64(0) if hold else beyond
+    if hold:
+        row["paced"] = rate
+
+
+@kernel
+def due(flood: Any, later: int) -> int:
+    """When the frame that is sent after so many others is due; without a rate, now."""
+    if flood["rate"] == 0:
+        return int64(flood["started_ns"] + flood["elapsed_ns"])
+    number = float(flood["sent"] + later + 1)
+    return int64(flood["started_ns"]) + int64(number / float(flood["rate"]) * NS)
 
 
 @kernel
 def send_stamped(row: Any, flood: Any, ring: Any, sender: Any) -> None:
-    """Write the clock into the frames that may be sent now, and send them."""
+    """Write into the frames that may be sent now when they were due, and send them."""
     reclaim(flood, ring)
-    clock = now(flood)
-    flood["elapsed_ns"] = clock - flood["started_ns"]
-    forget(flood)
+    flood["elapsed_ns"] = now(flood) - flood["started_ns"]
+    skip(row, flood)
     count, place = room(flood, ring), int64(sender["cursor"])
     table = at(int64(flood["transmit"]) + int64(sender["first"]) * FRAME_BYTES, sender["count"], FRAME)
-    for _ in range(count):
-        poke(int64(table[place]["address"]) + row["to_own"] + HEADER + STAMP, np.int64, np.int64(clock))
+    for later in range(count):
+        stamp = int64(table[place]["address"]) + row["to_own"] + HEADER + STAMP
+        poke(stamp, np.int64, np.int64(due(flood, later)))
         place = 0 if place + 1 == sender["count"] else place + 1
     send(flood, ring, sender, count)
 
@@ -206,8 +221,6 @@ class Crowd:
         return member
 
     def _run(self) -> None:
-        with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, NICE)
         (pair if self._stamped else crowd)(address_of(self._row))
 
     def __enter__(self) -> Self:
@@ -236,6 +249,22 @@ class Crowd:
         """Pause sending, or go on."""
         for member in self.members:
             member.hold(on=on)
+
+    def pace(self, rate: int) -> None:
+        """Hold, and offer so many frames a second from the next `hold(on=False)` on; of a stamped pair."""
+        self.hold()
+        at(self.members[0].row_address, 1, FLOOD)[0]["rate"] = rate
+        deadline = time.monotonic() + CONNECT_SECONDS
+        self._row["paced"] = -1
+        while self._row["paced"][0] != rate:  # the schedule of the old rate is no more
+            if time.monotonic() > deadline:
+                raise TimeoutError("the loop of the guests does not run")
+            time.sleep(0.001)
+
+    @property
+    def skipped(self) -> int:
+        """Frames that were due and never shown."""
+        return int(self._row["skipped"][0])
 
     def count(self, name: str) -> int:
         """A counter of all members together."""

@@ -22,7 +22,7 @@ other processor, for its moments must have nothing to do with the rounds of the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -34,13 +34,14 @@ from bench.systems import ENGINE_CPU, GUEST_CPU
 from vmq.abi.ethernet import ETH_ALEN
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import vring_avail, vring_desc, vring_used
+from vmq.clock import now
 from vmq.dataplane import state
-from vmq.dataplane.clock import now
 from vmq.dataplane.loop import all_rounds
 from vmq.dataplane.reasons import TO_GUEST_NO_BUFFER
 from vmq.dataplane.to_guest import HEADER
 from vmq.jit import address_of, at, compile_for, int64, kernel, load_acquire, peek, store_release
 from vmq.publisher import QueueEntry
+from vmq.speed.trial import jain
 
 GUESTS, COUNT, TIMES = 4, 131072, 3
 REST, KEEP = 16, 256
@@ -155,12 +156,6 @@ def slow_guest(runs: int) -> dict[str, Figure]:
     return in_turn(cores, TIMES * runs)
 
 
-def jain(shares: Sequence[float]) -> float:
-    """Jain's fairness index."""
-    total = sum(shares)
-    return total * total / (len(shares) * sum(share * share for share in shares)) if total else 0.0
-
-
 class Contest(Stage):
     """GUESTS senders, the last of which floods, and a sink."""
 
@@ -200,10 +195,13 @@ class Contest(Stage):
         at(ring.avail + vring_avail.itemsize, ring.size, np.uint16)[:] = np.arange(ring.size)
 
     def shares(self, take: int, rounds: int = CONTEST_ROUNDS) -> tuple[list[int], float]:
-        """Frames of each sender that the sink got, and what it got of all; `take` 0: a sink in its own time."""
+        """Frames of each sender that the sink got, and what it got of all; `take` 0: a sink in its own time.
+
+        ValueError if not all were taken from the senders, or one of those neither arrived nor has a name.
+        """
         self._counts[:] = 0
         self._sink["stop"], self._row["take"], self._row["rounds"] = 0, take, rounds
-        sent = int(self.segment.rows["queue_state"]["account"]["forwarded"].sum())
+        sent, dropped = self._books()
         if take:
             contest(address_of(self._row))
         else:
@@ -213,10 +211,20 @@ class Contest(Stage):
             self._sink["stop"] = 1
             thread.join()
         serve(address_of(self._sink), SINK_RING)
-        sent = int(self.segment.rows["queue_state"]["account"]["forwarded"].sum()) - sent
+        sent, dropped = (then - before for then, before in zip(self._books(), (sent, dropped), strict=True))
         if sent != rounds * GUESTS * state.BURST:
             raise ValueError(f"{sent} frames of {rounds * GUESTS * state.BURST} were taken from the senders")
-        return self._counts.tolist(), float(self._counts.sum()) / sent
+        arrived = int(self._counts.sum())
+        if sent != arrived + dropped:
+            raise ValueError(
+                f"{sent} frames were taken, {arrived} arrived at the sink, {dropped} were dropped by name"
+            )
+        return self._counts.tolist(), arrived / sent
+
+    def _books(self) -> tuple[int, int]:
+        """Frames that were taken from the senders so far, and those that the sink had no buffer for."""
+        books = self.segment.rows["queue_state"]
+        return int(books["account"]["forwarded"].sum()), int(books["to_guest_drops"][GUESTS].sum())
 
     def _serve(self) -> None:
         with on_processor(GUEST_CPU):

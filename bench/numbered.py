@@ -25,11 +25,12 @@ from bench.systems import GUEST_CPU, SOURCE
 from tests.dpdk.frames import frame, write_capture
 from vmq.abi.ethernet import ETH_HLEN, mac_text
 from vmq.abi.layout import i64, rows
-from vmq.abi.linux import CLOCK_MONOTONIC, timespec
+from vmq.abi.linux import timespec
+from vmq.clock import now
 from vmq.config import Pcap
 from vmq.guest.driver import HEADER, RING, offer, show, take, used
 from vmq.guest.guest import Guest
-from vmq.jit import address_of, at, c_clock_gettime, compile_for, int64, kernel, system_call
+from vmq.jit import address_of, at, compile_for, int64, kernel, system_call
 
 NUMBERS, SIZE = 8192, 64
 RATE = 1_000_000  # frames a second: a processor that plays them does not sleep between two
@@ -49,14 +50,6 @@ FOLLOWER = rows(
 )  # fmt: skip
 
 c_nanosleep = system_call("nanosleep", 2)
-
-
-@kernel
-def clock(row: Any) -> int:
-    """Nanoseconds of the monotonic clock."""
-    c_clock_gettime(CLOCK_MONOTONIC, row["clock"])
-    time = at(row["clock"], 1, timespec)[0]
-    return int64(time["sec"]) * 1_000_000_000 + int64(time["nsec"])
 
 
 @kernel
@@ -107,7 +100,7 @@ def follow(address: int) -> None:
     every = at(address, first["count"], FOLLOWER)
     while not first["stop"]:
         for index in range(first["count"]):
-            look(every[index], clock(first))
+            look(every[index], now(first))
         first["looks"] += 1
         c_nanosleep(first["pause"], 0)
 

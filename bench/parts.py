@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 
-from bench import contract, copies, cost, engine, fairness, pairs, phases, taptcp, ways, without
+from bench import contract, copies, cost, engine, fairness, latency, pairs, phases, taptcp, ways, without
 from bench.delivery import delivery, once
 from bench.guests import FRONT_ENDS
 from bench.quiet import say
@@ -63,7 +63,7 @@ CORE: dict[str, Measure] = {**phases.ROWS, **copies.ROWS, **pairs.ROWS, **fairne
 PARTS = (
     Part("delivery", DELIVERY, "peers", QUICK_DELIVERY, hugepages=True),
     Part("ways", ways.PEERS, "peers", ways.QUICK, hugepages=True),
-    Part("latency", ways.LATENCY, "figures", hugepages=True),
+    Part("latency", latency.ROWS, "figures", latency.QUICK, hugepages=True),
     Part("engine", engine.ROWS, "figures", ("idle", "wake-up", "memory")),
     Part("without", without.ROWS, "figures"),
     Part("taptcp", taptcp.ROWS, "figures"),

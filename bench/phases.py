@@ -36,8 +36,8 @@ from bench.stats import Figure
 from bench.systems import ENGINE_CPU
 from vmq import linux
 from vmq.abi.layout import i64, rows
+from vmq.clock import now
 from vmq.dataplane import state
-from vmq.dataplane.clock import now
 from vmq.dataplane.lanes import rx_burst
 from vmq.dataplane.moderate import indicate
 from vmq.dataplane.overload import fill

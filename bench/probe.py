@@ -14,16 +14,15 @@ import select
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from vmq.abi.layout import i64, rows
-from vmq.abi.linux import CLOCK_MONOTONIC, epoll_event, timespec
+from vmq.abi.linux import epoll_event, timespec
+from vmq.clock import now
 from vmq.jit import (
     address_of,
     at,
-    c_clock_gettime,
     c_epoll_wait,
     c_read,
     c_write,
@@ -37,14 +36,6 @@ LONGEST_MS = 1000
 PROBE = rows(
     ("kick", i64), ("call", i64), ("epoll", i64), ("events", i64), ("clock", i64), ("token", i64), ("stop", i64),
 )  # fmt: skip
-
-
-@kernel
-def now(probe: Any) -> int:
-    """Nanoseconds of the monotonic clock."""
-    c_clock_gettime(CLOCK_MONOTONIC, probe["clock"])
-    clock = at(probe["clock"], 1, timespec)[0]
-    return int64(clock["sec"]) * 1_000_000_000 + int64(clock["nsec"])
 
 
 @kernel

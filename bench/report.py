@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured, as docs/measurements.md shows it: tables with their targets, and pictures, between marks.
 
-A target that is missed says why below its table (targets.py). Where the machine was too noisy, systems and costs have no
-median, and no target is judged.
+A target that is missed says why below its table (targets.py). Where the machine was too noisy, a figure
+has no median, and no target is judged by it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bench.targets import Target, of_row
 PAGE = ROOT / "docs" / "measurements.md"
 PICTURES = PAGE.with_suffix("")  # a folder beside the page
 TITLES = {"vmq": "vmq", "ovs": "OVS-DPDK"}
+HIDDEN = ("code", "machine")  # they say what belongs together, and nothing to a reader
 Targets = Sequence[Target]
 
 
@@ -40,8 +41,15 @@ def figures_table(rows: Rows, targets: Targets) -> str:
     lines = [_line(["what", "figure", "target"]), _line(["---"] * 3)]
     for name, figures in rows.items():
         wanted = of_row(targets, name, figures)
+        alone = {one.figure: f"{one.bar}: it has none" for one in targets if one.one_sided(name, figures)}
         lines += [
-            _line([f"{name}: {part}", figure.text(), _verdicts(_about(wanted, part), figures)])
+            _line(
+                [
+                    f"{name}: {part}",
+                    figure.judged(),
+                    alone.get(part) or _verdicts(_about(wanted, part), figures),
+                ]
+            )
             for part, figure in tabled(figures).items()
         ]
     return "\n".join(lines)
@@ -125,7 +133,7 @@ def marks(part: str) -> tuple[str, str]:
 
 def page(old: str, part: str, text: str, about: Machine, runs: int) -> str:
     """The page with the figures of one part replaced; its prose and the other parts stay."""
-    machine = ", ".join(f"{key} {value}" for key, value in about.items() if key != "code")
+    machine = ", ".join(f"{key} {value}" for key, value in about.items() if key not in HIDDEN)
     begin, end = marks(part)
     before, found, rest = old.partition(begin)
     if not found or end not in rest:
@@ -152,7 +160,7 @@ def write(
 def summary(rows: Mapping[str, Figures]) -> str:
     """Figures as lines, for a terminal."""
     return "\n".join(
-        f"{name}: {part}: {figure.text()}"
+        f"{name}: {part}: {figure.judged()}"
         for name, figures in rows.items()
         for part, figure in tabled(figures).items()
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured, in bench/results: a file a run, every value in it, kept after each row.
 
-Rows of several runs make one page if they are of one machine and of one code: the same files of vmq/ and of bench/, but
-for those that only present (`PRESENTING`). The commit alone would not say that: there may be changes beside it.
+Rows of several runs make one page if they are of one machine and of one code: the same files of vmq/, of bench/ but
+for those that only present (`PRESENTING`), and of what bench/ takes from tests/ (`LABS`). The commit alone would not say that: there may be changes beside it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.stats import Figure, Figures, Rows
+from bench.systems import OVS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results"
@@ -25,20 +27,24 @@ PRESENTING = (
     "__main__",
     "charts",
     "compare",
-    "parts",
     "report",
     "results",
-    "run",
     "subject",
     "supervisor",
     "targets",
 )
+LABS = (ROOT / "tests" / "dpdk", ROOT / "tests" / "vm" / "lab")
+PEERS = {
+    "OVS": (OVS, r"Open vSwitch\) (\S+)"), "DPDK": (OVS, r"DPDK (\S+)"),
+    "QEMU": ("qemu-system-x86_64", r"version (\S+)"), "iperf3": ("iperf3", r"iperf (\S+)"),
+}  # fmt: skip
 Machine = dict[str, Any]
 
 
 def code() -> str:
     """What stands for all files that a figure depends on."""
     files = [*sorted((ROOT / "vmq").rglob("*.py")), *sorted((ROOT / "bench").glob("*.py"))]
+    files += [file for folder in LABS for file in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256()
     for file in files:
         if file.parent.name != "bench" or file.stem not in PRESENTING:
@@ -53,19 +59,38 @@ def commit() -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "vmq", "bench")
+    changed = git("status", "--porcelain", "--", "vmq", "bench", *map(str, LABS))
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def told_version(program: str, pattern: str) -> str:
+    """The version that a program tells of itself; "none" where it is not installed."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    except FileNotFoundError:
+        return "none"
+    found = re.search(pattern, done.stdout)
+    return found[1] if found else "none"
+
+
+def machine_id() -> str:
+    """What stands for this machine and tells nobody which it is: machine-id(5) is to be kept to oneself."""
+    place = Path("/etc/machine-id")
+    whole = place.read_bytes() if place.exists() else platform.node().encode()
+    return hashlib.sha256(b"vmq bench" + whole).hexdigest()[:8]
 
 
 def fingerprint() -> Machine:
     """The machine and the versions that a figure belongs to."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in cpuinfo if "model name" in line]
     packages = {name: version(name) for name in ("numba", "llvmlite", "numpy")}
     return {
         "cpu": models[0] if models else platform.machine(), "processors": os.cpu_count(),
+        "memory": f"{memory / 2**30:.0f} GiB", "machine": machine_id(),
         "kernel": platform.release().partition("-")[0], "python": platform.python_version(),
-        **packages, "commit": commit(), "code": code(),
+        **packages, **{name: told_version(*how) for name, how in PEERS.items()}, "commit": commit(), "code": code(),
     }  # fmt: skip
 
 

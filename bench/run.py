@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the rows that are named, keep what was found, and bring up to date the page: what `python -m bench` supervises.
 
-A row in which the machine was too noisy is measured up to three times, and the attempt with the least spread is kept.
+A row in which the machine was too noisy for what is judged is measured up to three times, and the attempt with the least
+spread is kept. Other figures that are noisy are told as such, with their range and no median.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from bench import parts, quiet, report, targets
 from bench.delivery import RefusedError
@@ -22,6 +23,7 @@ from bench.systems import OVS_MEBIBYTES
 from tests.dpdk.hugepages import NoHugepagesError, hugepages
 
 RUNS, QUICK_RUNS, ATTEMPTS = 5, 1, 3
+
 Judged = Callable[[Figures], list[Figure]]
 
 
@@ -53,13 +55,12 @@ def full(words: Sequence[str], *, fresh: bool) -> int:
                 due = {name: row for name, row in due.items() if name not in waiting}
                 refused = 1
         refused |= _each(due, lambda name, row: results.keep(name, attempts(name, row, judged(name))))
-    write(results, wanted)
+    write(results, wanted, set(wanted) - set(known) - set(results.rows))
     return refused
 
 
-def _each(measures: dict[str, Measure], do: object) -> int:
+def _each(measures: dict[str, Measure], do: Callable[[str, Measure], None]) -> int:
     """Do something with each row; 1 if one was refused."""
-    assert callable(do)
     code = 0
     for name, row in measures.items():
         try:
@@ -103,9 +104,13 @@ def attempts(name: str, measure: Measure, which: Judged) -> Figures:
     return min(tried, key=lambda one: max((figure.spread for figure in which(one)), default=0.0))
 
 
-def write(results: Results, wanted: Sequence[str]) -> None:
-    """Bring up to date the parts of the page that are concerned, and whose whole story is known."""
-    known, bars = results.known(), targets.load()
+def write(results: Results, wanted: Sequence[str], refused: Collection[str]) -> None:
+    """Bring up to date the parts of the page that are concerned, and whose whole story is known.
+
+    A row that was `refused` has no figure, whatever an earlier run found.
+    """
+    known = {name: figures for name, figures in results.known().items() if name not in refused}
+    bars = targets.load()
     for part in parts.PARTS:
         rows = {name: known[name] for name in part.rows if name in known}
         if not set(part.rows) & set(wanted) or not rows:

@@ -6,6 +6,8 @@ A figure whose name begins with HISTOGRAM is no run of something but all of its 
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +35,11 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """(max - min) / median; 0 for a single run."""
-        return (max(self.values) - min(self.values)) / self.median if self.median else 0.0
+        """(max - min) / median; 0 where all runs are alike, without end where they are not and the median is 0."""
+        span = max(self.values) - min(self.values)
+        if not span:
+            return 0.0
+        return span / abs(self.median) if self.median else math.inf
 
     @property
     def noisy(self) -> bool:
@@ -49,7 +54,8 @@ class Figure:
     def judged(self, digits: int = 2) -> str:
         """As `text`; of a noisy machine the range alone, since its median says nothing."""
         if self.noisy:
-            return f"noisy: {self._range(digits)} (spread {self.spread:.0%})"
+            spread = f"{self.spread:.0%}" if self.median else "about nothing"
+            return f"noisy: {self._range(digits)} (spread {spread})"
         return self.text(digits)
 
     def _range(self, digits: int) -> str:
@@ -70,3 +76,24 @@ def percentile(values: Sequence[float], share: float) -> float:
 def ratio(one: Figure, other: Figure) -> float | None:
     """How many times the median of `other` the median of `one` is."""
     return one.median / other.median if other.median else None
+
+
+def middle_half(one: Figure, other: Figure | None = None) -> tuple[float, float]:
+    """Between which values the middle half of the runs lies: of a figure, or of its multiples of another.
+
+    Runs of a row are made in turn, so those of one number are compared: what slows the machine slows both.
+    """
+    values: Sequence[float] = one.values
+    if other is not None:
+        alike = len(one.values) == len(other.values)
+        pairs = (
+            zip(one.values, other.values, strict=True)
+            if alike
+            else itertools.product(one.values, other.values)
+        )
+        values = [this / that for this, that in pairs if that]
+    if len(values) < 2:
+        value = ratio(one, other) if other is not None else one.median
+        return (value or 0.0,) * 2
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high

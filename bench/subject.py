@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One side of a comparison (compare.py): it reads the name of a row a line, and writes ns a frame a line, best of a few.
+"""One side of a comparison (compare.py): it reads the name of a row a line, and writes ns a frame a line.
 
 The rows are of the engine alone, so that a figure takes milliseconds and no peer has a part in it.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,19 +22,19 @@ from pathlib import Path
 
 from bench import quiet
 from bench.delivery import RefusedError
-from bench.engine import cpu_seconds
 from bench.quiet import say
 from bench.stats import Figure, Measure
 from bench.systems import ENGINE_CPU, GUEST_CPU, mac
 from tests.dpdk.lab import until
 from tests.vm.lab.engine import EngineProcess
 from tests.vm.lab.netns import Namespace
+from vmq.speed.stand import process_ns
 
 SECONDS, READY_SECONDS = 2, 100.0
 HERE, THERE = "10.77.0.1", "10.77.0.2"
 UPLINK, INSIDE, BETWEEN = "vmqtap0", "inside", "between"
 DIRECTIONS = {"to": (), "from": ("-R",)}  # the guest
-TICKS = 100  # a second, of /proc/stat
+TICKS = os.sysconf("SC_CLK_TCK")  # a second, of /proc/stat
 
 
 @dataclass
@@ -101,7 +102,7 @@ def bridge() -> Iterator[Way]:
                 middle.up(device)
             middle.up("br0")
             # As with a TAP, the stack has to finish checksums and segments itself.
-            here.run("ethtool", "-K", "up0", "tx", "off", "tso", "off", "gso", "off", check=False)
+            here.run("ethtool", "-K", "up0", "tx", "off", "tso", "off", "gso", "off")
             here.address("up0", f"{HERE}/24")
             there.address(INSIDE, f"{THERE}/24")
             yield Way(here, there, pid)
@@ -115,18 +116,18 @@ def stream(way: Way, direction: str) -> tuple[float, float, float]:
     pinned = ("taskset", "-c", str(GUEST_CPU), "iperf3")
     server = way.there.popen(*pinned, "-s", "-1", "-B", THERE)
     until(lambda: "5201" in way.there.run("ss", "-Hltn", "sport = 5201"), "iperf3 listens")
-    spent, (idle, total) = cpu_seconds(way.pid), quiet.read()
+    spent, (idle, total) = process_ns(way.pid), quiet.read()
     argv = (*pinned, "-J", "-t", str(SECONDS), "-c", THERE, *DIRECTIONS[direction])
     told = json.loads(way.here.run(*argv, timeout=SECONDS + 20))
     idle_then, total_then = quiet.read()
-    spent = cpu_seconds(way.pid) - spent
+    spent = process_ns(way.pid) - spent
     server.wait(10)
     arrived = told.get("end", {}).get("sum_received", {})
     if not arrived.get("bytes"):
         raise RefusedError(f"no byte arrived: {told.get('error')}")
     busy = (total_then - total - (idle_then - idle)) / TICKS
     count = arrived["bytes"]
-    return arrived["bits_per_second"] / 1e9, spent / count * 1e9, busy / count * 1e9
+    return arrived["bits_per_second"] / 1e9, spent / count, busy / count * 1e9
 
 
 def tap_tcp(runs: int) -> dict[str, Figure]:

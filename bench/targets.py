@@ -7,6 +7,9 @@ figure = "vmq"           one of their figures
 of     = "ovs"           divided by this one; left out: the figure itself
 least  = 3.0             or most = …: the bar
 why    = "…"             said where it is missed: what is in the way, and what would reach it
+
+Medians are judged. Where the bar lies among the middle half of the runs, or between it and the median, it is too close
+to tell: another five runs might have said otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bench.stats import Figures, ratio
+from bench.stats import Figures, middle_half, ratio
 
 FILE = Path(__file__).with_name("targets.toml")
 
@@ -40,6 +43,10 @@ class Target:
     def concerns(self, row: str, figures: Figures) -> bool:
         return fnmatch(row, self.row) and {self.figure, self.of or self.figure} <= set(figures)
 
+    def one_sided(self, row: str, figures: Figures) -> bool:
+        """Whether the row has a figure of ours and none of the other, which did not carry what was offered."""
+        return fnmatch(row, self.row) and self.figure in figures and bool(self.of) and self.of not in figures
+
     @property
     def bar(self) -> str:
         """In words: ≥ 3 × ovs."""
@@ -56,14 +63,21 @@ class Target:
     def met(self, figures: Figures) -> bool | None:
         """Whether the bar is reached; None if it cannot be told."""
         value = self.reached(figures)
-        if value is None:
+        if value is None or self._close(value, figures):
             return None
         return value >= self.least if self.least is not None else value <= (self.most or 0)
 
     def verdict(self, figures: Figures) -> str:
         """The bar, and whether it is met."""
+        unclear = "too noisy to tell" if self.reached(figures) is None else "too close to tell"
         met = self.met(figures)
-        return f"{self.bar}: {'too noisy to tell' if met is None else 'met' if met else '**missed**'}"
+        return f"{self.bar}: {unclear if met is None else 'met' if met else '**missed**'}"
+
+    def _close(self, value: float, figures: Figures) -> bool:
+        """Whether runs of the middle half, or they and the median, stand on both sides of the bar."""
+        ends = (*middle_half(figures[self.figure], figures.get(self.of)), value)
+        bar = self.least if self.least is not None else self.most or 0
+        return min(ends) < bar < max(ends)
 
 
 def load(text: str | None = None) -> tuple[Target, ...]:

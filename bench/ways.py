@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames that guests send: to each other and out by the uplink, and how long they are on their way; beside OVS-DPDK.
+"""Frames that guests send, to each other and out by the uplink; beside OVS-DPDK.
 
     vm-to-vm      guest 0 ─► system ─► guest 1                      64 B, counted at the receiver
     from-guests   guests 0 to 3 ─► system ─► uplink, a sink         counted where they leave
-    latency       guest 0 ─► system ─► guest 1                      paced; each frame carries the time when it was sent
     ports         capture ─► system ─► 1, 4, 16, 32 guests          no two frames of a burst to the same one, if it can be
 
 All guests of a run are one loop on one processor (crowd.py), the system has the other. A system is proved first: what
@@ -17,14 +16,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from bench.crowd import Crowd, percentile_of
+from bench.crowd import Crowd
 from bench.delivery import (
     MEASURED_SECONDS,
     WARM_SECONDS,
@@ -54,8 +52,6 @@ SENDERS = 4  # that send to the uplink
 WINDOW = 64  # frames in flight while frames are compared: none finds a ring full
 PROVED_BYTES = 1 << 19  # of each sender that are compared: what keeps them takes 4 MiB at once
 PROVE_SECONDS, CALM_SECONDS = 20.0, 1.0
-SHARES = (10, 50, 90)  # % of our own rate
-PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 PORTS = (1, 4, 16, 32)
 Once = Callable[[str, int], float]  # a system, bytes of a frame: million frames a second
 
@@ -219,61 +215,6 @@ def both(once: Once, prove: Callable[[str, int], int], what: str, size: int, run
     return in_turn({system: partial(once, system, size) for system in CLASSIFYING}, what, runs, say)
 
 
-# --- time -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Passage:
-    """One run of paced frames."""
-
-    offered: float  # million frames a second that the sender was to send
-    arrived: float
-    times: Mapping[str, float]  # µs
-
-    def parts(self, system: str) -> dict[str, float]:
-        """What is told of it."""
-        return {
-            **{f"{system}: µs, {name}": value for name, value in self.times.items()},
-            f"{system}: Mpps offered": self.offered,
-            f"{system}: Mpps arrived": self.arrived,
-        }
-
-
-def passage(system: str, offered: float) -> Passage:
-    """Frames at a rate, million a second (0: as fast as it goes), from the first guest to the second."""
-    frames, options = frames_from(1, mac(1), 64), {0: {"rate": round(offered * 1e6)}}
-    with serving(system, Load(2)) as served, Crowd(served, frames, stamped=True, options=options) as crowd:
-        begin(crowd)
-        time.sleep(WARM_SECONDS)
-        earlier, before = crowd.times.copy(), crowd.meter()
-        time.sleep(MEASURED_SECONDS)
-        times, after = crowd.times - earlier, crowd.meter()
-        check_all(served, crowd, system)
-    arrived = positive(rate(before, after), system)
-    found = {name: percentile_of(times, share) for name, share in PERCENTILES.items()}
-    return Passage(offered, arrived, found)
-
-
-def latency(share: int, runs: int) -> Figures:
-    """Both systems at a share of our own rate, which the same pair finds first."""
-    own = max(passage("vmq", 0).arrived for _ in range(2))
-    say(f"latency-{share}: vmq's own rate is {own:.2f} Mpps")
-    found: dict[str, list[float]] = {}
-
-    def one(system: str) -> float:
-        told = passage(system, own * share / 100)
-        for name, value in told.parts(system).items():
-            found.setdefault(name, []).append(value)
-        return told.times["p99"]
-
-    in_turn(
-        {system: partial(one, system) for system in CLASSIFYING}, f"latency-{share}", runs, say, "µs, p99"
-    )
-    return {
-        name: Figure.of(found[name]) for system in CLASSIFYING for name in found if name.startswith(system)
-    }
-
-
 # --- many ports -----------------------------------------------------------------------------------------------
 
 
@@ -291,7 +232,7 @@ def spread_once(system: str, guests: int) -> float:
         if stray := crowd.count("stray"):
             raise RefusedError(f"{system}: {stray} frames at a guest whose they are not")
         if served.engine is not None:
-            check_books(partial(served.engine.show, "queues"))
+            check_books(served.engine, crowd.meter)
     return positive(rate(before, after), system)
 
 
@@ -314,7 +255,6 @@ PEERS: dict[str, Measure] = {
     },
     **{f"ports-{guests}": partial(spread, guests) for guests in PORTS},
 }
-LATENCY: dict[str, Measure] = {f"latency-{share}": partial(latency, share) for share in SHARES}
 QUICK: dict[str, Measure] = {
     "vm-to-vm": partial(ours, partial(pair_once, "vmq", 64)),
     "from-guests-64": partial(ours, partial(uplink_once, "vmq", 64)),

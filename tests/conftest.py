@@ -61,6 +61,13 @@ def cannot_run() -> dict[str, bool]:
 REASONS_HERE = frozenset(reason for reason, holds in cannot_run().items() if holds)
 
 
+def pytest_configure() -> None:
+    """A shell lets what it starts in the background ignore interrupts, nohup hang-ups; so would all that tests start."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for reason in REASONS_HERE:

@@ -85,12 +85,16 @@ def foreign(folder: str, allowed: set[str]) -> list[str]:
 
 def test_data_plane_imports_only_what_kernels_may_use():
     """Kernels talk to nothing: numbers, the compiler's one door, other people's layouts."""
-    nothing(foreign("dataplane", {"__future__", "numpy", "typing", "vmq.jit", "vmq.abi", "vmq.dataplane"}))
+    nothing(
+        foreign(
+            "dataplane", {"__future__", "numpy", "typing", "vmq.jit", "vmq.clock", "vmq.abi", "vmq.dataplane"}
+        )
+    )
 
 
-def test_built_in_guest_shares_only_layouts_and_compiler_with_the_engine():
+def test_built_in_guest_shares_only_layouts_compiler_and_clock_with_the_engine():
     """A front-end that shared the engine's code would confirm its mistakes."""
-    own = {"vmq.jit", "vmq.linux", "vmq.abi", "vmq.errors", "vmq.guest"}
+    own = {"vmq.jit", "vmq.clock", "vmq.linux", "vmq.abi", "vmq.errors", "vmq.guest"}
     nothing(foreign("guest", {"numpy", *own, *sys.stdlib_module_names}))
 
 

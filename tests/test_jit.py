@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 
 from vmq.abi.layout import i64, layout, u8, u16
+from vmq.clock import c_clock_gettime
 from vmq.jit import (
+    LONG,
     address_of,
     at,
     atomic_or,
-    c_clock_gettime,
     c_epoll_wait,
     c_read,
     c_write,
@@ -171,6 +172,18 @@ def test_bytes_are_copied_and_an_address_is_a_number():
     source, target = np.arange(20, dtype=np.uint8), np.zeros(20, np.uint8)
     assert move(address_of(target) + 2, address_of(source), 10) == address_of(target) + 2
     assert target.tobytes() == bytes(2) + bytes(range(10)) + bytes(8)
+
+
+@pytest.mark.parametrize("count", [0, LONG - 1, LONG, LONG + 1, 2036, 9014, 65535])
+def test_many_bytes_are_copied_exactly_by_either_instruction(count):
+    source = np.random.default_rng(3).integers(0, 256, count + 80, np.uint8)
+    target = np.zeros(count + 80, np.uint8)
+    for shift in (0, 1, 13):
+        target[:] = 0
+        move(address_of(target) + 40 + shift, address_of(source) + shift, count)
+        assert target[40 + shift : 40 + shift + count].tobytes() == source[shift : shift + count].tobytes()
+        assert not target[: 40 + shift].any()
+        assert not target[40 + shift + count :].any()
 
 
 @pytest.mark.parametrize("shift", [0, 1, 13])

@@ -30,7 +30,7 @@ from vmq.compile_cache import cache_directory
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils, event, extending
 from numba.core.typing import templates
@@ -183,12 +183,27 @@ def copy(to: int, source: int, count: int) -> None:
     ctypes.memmove(int(to), int(source), int(count))
 
 
+# Ranges beyond LONG bytes are one instruction where the processor is good at it (x86 ERMS): it does not read what it is about
+# to write over. A frame of 9000 B into buffers of 2 KiB costs 660 ns and not 800; one of 1514 B the same either way.
+LONG = 1800
+_MOVE = "rep movsb", "={di},={si},={cx},0,1,2,~{memory}"
+_FAST = " erms " in Path("/proc/cpuinfo").read_text()
+binding.initialize_native_asmparser()
+
+
 @meaning(copy)
 def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
+        byte, word = ir.IntType(8).as_pointer(), values[2].type
         target, origin = builder.inttoptr(values[0], byte), builder.inttoptr(values[1], byte)
-        cgutils.raw_memcpy(builder, target, origin, values[2], 1)
+        is_long = builder.icmp_unsigned(">", values[2], word(LONG if _FAST else -1))
+        with builder.if_else(is_long, likely=False) as (long, other):
+            with long:
+                builder.asm(
+                    ir.FunctionType(ir.LiteralStructType([word] * 3), [word] * 3), *_MOVE, values, True
+                )
+            with other:
+                cgutils.raw_memcpy(builder, target, origin, values[2], 1)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
@@ -404,16 +419,8 @@ if not INTERPRETED:
 
 c_read = system_call("read", 3, wide=True)
 c_write = system_call("write", 3, wide=True)
-c_writev = system_call("writev", 3, wide=True)
-c_recvmmsg = system_call("recvmmsg", 5)
-c_sendmmsg = system_call("sendmmsg", 4)
-c_sendto = system_call("sendto", 6, wide=True)
-c_recvfrom = system_call("recvfrom", 6, wide=True)
 c_epoll_wait = system_call("epoll_wait", 4)
-c_clock_gettime = system_call("clock_gettime", 2)
 c_sched_yield = system_call("sched_yield", 0)
-c_mmap = system_call("mmap", 6, wide=True)
-c_signal = system_call("signal", 2, wide=True)
 
 
 def signal_handler(function: Callable[[int, int, int], None]) -> Callable[[], int]:

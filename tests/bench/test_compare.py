@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bench import compare, subject
-from bench.compare import HERE, ROOT, Side, SkippedError, judge, speed, take
+from bench.compare import HERE, ROOT, BrokenError, Side, SkippedError, judge, speed, take
 from bench.stats import Figure
 
 
@@ -29,15 +29,15 @@ def test_speed_is_by_the_best_of_each() -> None:
 
 @pytest.mark.parametrize(
     ("new", "slower", "lines"),
-    [((60.0,), [], 2), ((51.0,), ["row"], 3), ((51.0,) * 7 + (31.0,), [], 3)],
+    [((60.0,), False, 1), ((51.0,), True, 2), ((51.0,) * 7 + (31.0,), False, 2)],
 )
 def test_only_what_is_much_slower_twice_fails(
-    new: tuple[float, ...], slower: list[str], lines: int, capsys: pytest.CaptureFixture[str]
+    new: tuple[float, ...], slower: bool, lines: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """30 ns before: 60 % of the speed is 50 ns; a second look decides."""
     old = 36.1 if new == (60.0,) else 30.0
 
-    assert judge(Told(old), Told(*new), ["row"]) == slower  # type: ignore[arg-type]
+    assert judge(Told(old), Told(*new), "row") is slower  # type: ignore[arg-type]
 
     assert len(capsys.readouterr().out.splitlines()) == lines
 
@@ -48,7 +48,7 @@ def test_a_commit_that_cannot_be_had_is_skipped_with_the_reason(
     monkeypatch.setattr(sys, "argv", ["compare", "no-such-commit", HERE])
 
     assert compare.main() == 0
-    assert capsys.readouterr().out.startswith("nothing is compared: no-such-commit cannot be had: ")
+    assert capsys.readouterr().out.startswith("nothing more is compared: no-such-commit cannot be had: ")
 
 
 def test_an_engine_that_the_scripts_cannot_drive_is_skipped_with_the_reason(tmp_path, monkeypatch) -> None:
@@ -60,6 +60,36 @@ def test_an_engine_that_the_scripts_cannot_drive_is_skipped_with_the_reason(tmp_
         pytest.raises(SkippedError, match="old: ImportError: no such name"),
     ):
         side.hear()
+
+
+def test_a_newer_engine_that_ends_is_a_failure(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", _with("raise ValueError('a frame was lost')"))
+    with (
+        Side("new", HERE, HERE, tmp_path) as side,
+        pytest.raises(BrokenError, match="new: ValueError: a frame was lost"),
+    ):
+        side.hear()
+
+
+def test_a_side_that_falls_silent_is_not_waited_for_without_end(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(compare, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(subprocess, "Popen", _with("import time; time.sleep(60)"))
+
+    with Side("new", HERE, HERE, tmp_path) as side, pytest.raises(BrokenError, match="new: no answer in 0 s"):
+        side.hear()
+
+
+def test_the_comparison_fails_where_the_newer_engine_does(
+    monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "sides", _broken)
+    monkeypatch.setattr(sys, "argv", ["compare", HERE, HERE])
+    assert compare.main() == 1
+    assert capsys.readouterr().out.startswith("the newer engine fails: ")
+
+
+def _broken(*_: str) -> None:
+    raise BrokenError("new: it ended")
 
 
 def test_a_side_answers_rows_one_by_one(tmp_path, monkeypatch) -> None:

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.crowd import BUCKETS, RING_SIZE, STAMP, SUBS, Crowd, bucket, forget, middle, percentile_of
+from bench.crowd import (
+    BUCKETS,
+    CROWD,
+    RING_SIZE,
+    STAMP,
+    SUBS,
+    Crowd,
+    bucket,
+    due,
+    middle,
+    percentile_of,
+    skip,
+)
 from bench.systems import SOURCE, Served, mac, udp_frame
 from tests.engine.running import Running, until
 from vmq.guest.flood import FLOOD, NS
@@ -82,14 +94,54 @@ def test_time_beyond_all_buckets_is_in_the_last() -> None:
 
 
 @pytest.mark.parametrize(("rate", "left"), [(1_000_000, RING_SIZE), (500, 500), (0, 0)])
-def test_paced_sender_makes_up_for_a_ring_at_most(rate: int, left: int) -> None:
+def test_what_is_due_beyond_a_ring_is_skipped_and_counted(rate: int, left: int) -> None:
     """A second behind its rate; without a rate there is nothing to be behind."""
-    row = np.zeros(1, FLOOD)
-    row["rate"], row["elapsed_ns"] = rate, NS
-    forget(row[0])
+    row, flood = np.zeros(1, CROWD), np.zeros(1, FLOOD)
+    flood["rate"], flood["elapsed_ns"] = rate, NS
+    skip(row[0], flood[0])
 
-    assert int(row["elapsed_ns"][0]) * rate // NS == left
-    assert row["elapsed_ns"] + row["started_ns"] == NS
+    assert int(flood["elapsed_ns"][0]) * rate // NS == left
+    assert flood["elapsed_ns"] + flood["started_ns"] == NS
+    assert row["skipped"] == rate - left
+
+
+@pytest.mark.parametrize("sent", [0, 3 * RING_SIZE])
+def test_what_is_due_while_held_is_not_offered(sent: int) -> None:
+    """Nor is it skipped; the schedule goes on, or back, to what was sent, of the rate that is set by then."""
+    row, flood = np.zeros(1, CROWD), np.zeros(1, FLOOD)
+    flood["rate"], flood["elapsed_ns"], flood["hold"], flood["sent"] = 1000, NS, 1, sent
+    skip(row[0], flood[0])
+
+    assert flood["elapsed_ns"] == sent * NS // 1000
+    assert flood["elapsed_ns"] + flood["started_ns"] == NS
+    assert [int(row[name][0]) for name in ("skipped", "paced")] == [0, 1000]
+
+
+def test_frame_is_due_by_the_schedule_however_late_it_is_shown() -> None:
+    flood = np.zeros(1, FLOOD)
+    flood["rate"], flood["started_ns"], flood["sent"], flood["elapsed_ns"] = 1000, 5, 10, NS
+
+    assert [due(flood[0], later) for later in range(2)] == [5 + 11 * NS // 1000, 5 + 12 * NS // 1000]
+
+
+def test_without_a_rate_a_frame_is_due_when_it_is_shown() -> None:
+    flood = np.zeros(1, FLOOD)
+    flood["started_ns"], flood["elapsed_ns"], flood["sent"] = 5, NS, 10
+
+    assert due(flood[0], 3) == 5 + NS
+
+
+def test_pair_that_is_paced_anew_skips_nothing(served: Served) -> None:
+    """From as fast as it goes to a slow rate, and to a higher one."""
+    with Crowd(served, {0: frames(mac(1))}, stamped=True) as crowd:
+        for rate in (0, 2000, 4000):
+            crowd.pace(rate)
+            before = crowd.count("sent")
+            crowd.hold(on=False)
+            until(lambda before=before: crowd.count("sent") > before)  # type: ignore[misc]
+        assert crowd.settle()
+        assert crowd.times.sum() == crowd.count("frames")
+        assert crowd.skipped == 0
 
 
 def test_percentiles_of_buckets() -> None:

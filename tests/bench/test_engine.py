@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read of a process: its memory without guests', its time on processors; and the configuration it gets."""
+"""What is read of a process, its memory without guests'; what several wake-ups come to; the configuration it gets."""
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import pytest
 
-from bench.engine import configuration, cpu_seconds, pss_mebibytes
+from bench.engine import WAKE_UPS, configuration, of_wake_ups, pss_mebibytes
 from vmq.config import load
 
 SMAPS = """\
@@ -28,15 +26,17 @@ def test_guest_memory_is_left_out() -> None:
     assert pss_mebibytes(SMAPS) == 2.0
 
 
-def test_time_on_processors_counts_work_and_no_sleep() -> None:
-    before = cpu_seconds(os.getpid())
-    time.sleep(0.2)
-    slept = cpu_seconds(os.getpid()) - before
-    ended = time.process_time() + 0.2
-    while time.process_time() < ended:
-        pass
+def test_a_run_of_wake_ups_has_a_median_and_a_longest() -> None:
+    """A figure is of as many values as there are runs; only what is drawn has all of them."""
+    quiet, disturbed = [float(number) for number in range(1, WAKE_UPS + 1)], [50.0] * (WAKE_UPS - 1) + [900.0]
 
-    assert cpu_seconds(os.getpid()) - before - slept > 0.1
+    found = of_wake_ups("ours", quiet + disturbed)
+
+    assert {name: figure.values for name, figure in found.items()} == {
+        "µs, ours, p50": ((WAKE_UPS + 1) / 2, 50.0),
+        f"µs, ours, the longest of {WAKE_UPS}": (float(WAKE_UPS), 900.0),
+        "histogram: µs, ours": (*quiet, *disturbed),
+    }
 
 
 @pytest.mark.parametrize("source", [True, False])

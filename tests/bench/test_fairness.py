@@ -7,15 +7,9 @@ import pytest
 
 from bench import fairness
 from bench.core import compile_kernels
-from bench.fairness import GUESTS, REST, TAKE, Contest, Neighbours, jain
+from bench.fairness import GUESTS, REST, TAKE, Contest, Neighbours
 from vmq.dataplane import state
 from vmq.dataplane.reasons import TO_GUEST_NO_BUFFER
-
-
-def test_jain_s_index_is_one_for_equal_shares_and_a_part_for_one_taker() -> None:
-    assert jain([5, 5, 5, 5]) == 1.0
-    assert jain([5, 0, 0, 0]) == 0.25
-    assert jain([0, 0]) == 0.0
 
 
 @pytest.mark.parametrize("keep", [0, 8])
@@ -52,3 +46,21 @@ def test_a_sink_in_its_own_time_ends_with_the_contest() -> None:
         shares, part = stage.shares(0, 20)
         assert sum(shares) > 0
         assert 0 < part <= 1
+
+
+@pytest.mark.parametrize("take", [GUESTS * state.BURST, TAKE, 0])
+def test_a_frame_that_neither_arrived_nor_has_a_name_refuses_the_shares(
+    monkeypatch: pytest.MonkeyPatch, take: int
+) -> None:
+    """One frame, whatever was dropped by name meanwhile."""
+    with Contest() as stage:
+        fought = fairness.contest
+
+        def lossy(address: int) -> int:
+            taken = fought(address)
+            stage._counts[0] -= 1
+            return taken
+
+        monkeypatch.setattr(fairness, "contest", lossy)
+        with pytest.raises(ValueError, match="frames were taken"):
+            stage.shares(take, 20)

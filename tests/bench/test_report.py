@@ -6,7 +6,18 @@ from __future__ import annotations
 import pytest
 
 from bench.parts import PARTS
-from bench.report import PAGE, cost_table, figures_table, marks, missed, page, peers_table, table, write
+from bench.report import (
+    PAGE,
+    cost_table,
+    figures_table,
+    marks,
+    missed,
+    page,
+    peers_table,
+    summary,
+    table,
+    write,
+)
 from bench.stats import HISTOGRAM, Figure
 from bench.targets import Target
 
@@ -46,6 +57,24 @@ def test_figures_have_a_line_each_and_histograms_none() -> None:
     assert figures_table(ALONE, TARGETS).splitlines()[2:] == ["| idle: % | 0.20 | ≤ 1: met |"]
 
 
+def test_a_figure_whose_other_half_is_missing_says_who_has_none() -> None:
+    told = Target("latency-*", "vmq: p50", "ovs: p50", most=1)
+    rows = {"latency-90": {"vmq: p50": Figure.of([2.0]), "ovs: arrived": Figure.of([1.0])}}
+    assert figures_table(rows, (told,)).splitlines()[2:] == [
+        "| latency-90: vmq: p50 | 2.00 | ≤ 1 × ovs: p50: it has none |",
+        "| latency-90: ovs: arrived | 1.00 | - |",
+    ]
+
+
+def test_a_noisy_figure_has_its_range_alone() -> None:
+    rows = {"idle": {"%": Figure.of([0.1, 0.2, 0.9])}}
+
+    assert figures_table(rows, TARGETS).splitlines()[2] == (
+        "| idle: % | noisy: 0.10–0.90 (spread 400%) | ≤ 1: too noisy to tell |"
+    )
+    assert summary(rows) == "idle: %: noisy: 0.10–0.90 (spread 400%)"
+
+
 def test_what_is_missed_says_how_far_and_why() -> None:
     assert missed(ROWS, TARGETS).splitlines() == [
         "- 64-1, vmq ≥ 2.5 × ovs: it is 2 × ovs. It is slow.",
@@ -74,7 +103,7 @@ def test_page_keeps_its_prose_and_replaces_the_figures_of_one_part() -> None:
         "{}\nold {name}\n{}\n".format(*marks(name), name=name) for name in names
     )
 
-    new = page(old, "delivery", "table one", {"cpu": "x", "code": "abc"}, 5)
+    new = page(old, "delivery", "table one", {"cpu": "x", "code": "abc", "machine": "def"}, 5)
     both = page(new, "engine", "table two", {"cpu": "y"}, 5)
 
     assert new.startswith("words\n")

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import sys
 
-from bench.results import Results, as_json, code, commit, fingerprint
+from bench import results
+from bench.results import Results, as_json, code, commit, fingerprint, machine_id, told_version
 from bench.stats import Figure
 
 ABOUT = {"cpu": "x", "commit": "abc", "code": "1"}
@@ -29,11 +32,11 @@ def test_rows_of_the_same_code_and_machine_are_merged_the_latest_of_each(tmp_pat
         ("other code", ABOUT | {"code": "2"}, {"d": ROW}),
         ("later, committed", ABOUT | {"commit": "abd"}, {"b": {"vmq": Figure.of([9.0])}}),
     ):
-        results = Results(about, folder)
-        results.file = folder / f"{name}.json"
+        one = Results(about, folder)
+        one.file = folder / f"{name}.json"
         for row, figures in rows.items():
-            results.keep(row, figures)
-        files.append(results.file)
+            one.keep(row, figures)
+        files.append(one.file)
     (folder / "foreign.json").write_text('{"machine": {}, "delivery": {}}')
     for second, file in enumerate(files):
         os.utime(file, (second, second))
@@ -55,6 +58,23 @@ def test_what_this_run_measured_goes_before_what_was_known(tmp_path) -> None:
 def test_the_fingerprint_names_machine_versions_and_code() -> None:
     about = fingerprint()
 
-    assert {"cpu", "processors", "kernel", "python", "numba", "commit", "code"} <= set(about)
+    assert {"cpu", "processors", "memory", "machine", "kernel", "python", "numba", "commit", "code"} <= set(
+        about
+    )
+    assert {"OVS", "DPDK", "QEMU", "iperf3"} <= set(about)
+    assert about["machine"] == machine_id()
     assert about["code"] == code()
     assert about["commit"] == commit()
+
+
+def test_a_program_tells_its_version_or_is_not_installed() -> None:
+    assert told_version(sys.executable, r"Python (\S+)") == platform.python_version()
+    assert told_version(sys.executable, r"no such word (\S+)") == "none"
+    assert told_version("no-such-program", r"(\S+)") == "none"
+
+
+def test_a_figure_depends_on_what_the_benchmark_takes_from_the_tests(monkeypatch) -> None:
+    before = code()
+    monkeypatch.setattr(results, "LABS", results.LABS[:1])
+
+    assert code() != before

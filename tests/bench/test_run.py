@@ -15,7 +15,7 @@ import pytest
 
 from bench import parts, quiet, report, results, run
 from bench.delivery import RefusedError
-from bench.stats import Figure, Figures
+from bench.stats import HISTOGRAM, Figure, Figures
 from tests.dpdk.hugepages import NoHugepagesError
 from tests.engine.running import until
 
@@ -77,6 +77,24 @@ def test_fresh_measures_what_is_named_anew(bench, monkeypatch: pytest.MonkeyPatc
     assert "| first | a | 7.0" in bench.page.read_text()
 
 
+def test_a_row_that_is_refused_anew_does_not_get_its_old_figure(
+    bench, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = bench.part(
+        first=[{"a": QUIET}, RefusedError("lost")], second=[{"b": QUIET}, {"b": Figure.of([7.0])}]
+    )
+    monkeypatch.setattr(parts, "PARTS", (one,))
+    assert run.full([], fresh=False) == 0
+    capsys.readouterr()
+
+    assert run.full([], fresh=True) == 1
+
+    said = capsys.readouterr().err
+    assert "| second | b | 7.0" in said
+    assert "| first | a |" not in said
+    assert "not written to the page, as these rows are missing: first" in said
+
+
 def test_a_noisy_row_is_measured_again_and_the_quietest_attempt_is_kept(bench) -> None:
     worse = Figure.of([1.0, 2.0, 99.0])
 
@@ -89,10 +107,13 @@ def test_a_noisy_row_is_measured_again_and_the_quietest_attempt_is_kept(bench) -
 
 
 def test_noise_matters_where_something_is_judged() -> None:
-    """Every figure of a cost; of others those that a target names."""
+    """Every figure of a cost but its drawings; of others those that a target names."""
     idle = {"% of a processor, four silent VMs": QUIET, "another": NOISY}
 
-    assert run.judged("filters")({"1 plain": QUIET, "16 plain": NOISY}) == [QUIET, NOISY]
+    assert run.judged("filters")({"1 plain": QUIET, "16 plain": NOISY, HISTOGRAM + "all": NOISY}) == [
+        QUIET,
+        NOISY,
+    ]
     assert run.judged("idle")(idle) == [QUIET]
     assert run.judged("memory")({"MiB": NOISY}) == []
 

@@ -16,6 +16,8 @@ FIGURES = {
     "ovs": Figure.of([3.0]),
     "noisy": Figure.of([1.0, 9.0]),
     "none": Figure.of([0.0]),
+    "runs": Figure.of([9.0, 9.5, 10.0, 10.5, 13.0]),
+    "beside": Figure.of([9.0, 10.0, 10.0, 10.0, 13.0]),
 }
 
 
@@ -31,6 +33,12 @@ def test_every_target_is_of_a_row_that_there_is(target: Target) -> None:
         (Target("*", "vmq", "ovs", least=2.1), False, "≥ 2.1 × ovs: **missed**"),
         (Target("*", "vmq", most=6), True, "≤ 6: met"),
         (Target("*", "vmq", most=0), False, "≤ 0: **missed**"),
+        (Target("*", "runs", most=10.2), None, "≤ 10.2: too close to tell"),
+        (Target("*", "runs", least=9.8), None, "≥ 9.8: too close to tell"),
+        (Target("*", "runs", most=10.5), True, "≤ 10.5: met"),
+        (Target("*", "runs", most=9.4), False, "≤ 9.4: **missed**"),
+        (Target("*", "runs", "beside", most=1.05), True, "≤ 1.05 × beside: met"),
+        (Target("*", "runs", "ovs", least=3.2), None, "≥ 3.2 × ovs: too close to tell"),
         (Target("*", "vmq", "noisy", least=2), None, "≥ 2 × noisy: too noisy to tell"),
         (Target("*", "vmq", "none", least=2), None, "≥ 2 × none: too noisy to tell"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from bench import ways
 from bench.delivery import RefusedError
 from bench.systems import FLOWS, SOURCE, WORKING_SET, Counts, Load, Served, mac
-from bench.ways import Passage, frames_from, latency, missing, pair_once, prove_pair
+from bench.ways import frames_from, missing, pair_once, prove_pair
 from tests.dpdk.frames import mac_bytes
 from tests.engine.running import Running
 
@@ -99,24 +98,6 @@ def test_frame_that_is_not_what_was_sent_refuses_the_figure(
 
     with pytest.raises(RefusedError, match=r"vmq: 198 of 200 frames"):
         prove_pair("vmq", 64)
-
-
-def test_latency_is_told_at_a_share_of_our_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both systems are offered the same, whatever they can do."""
-    offers: list[tuple[str, float]] = []
-
-    def told(system: str, offered: float) -> Passage:
-        offers.append((system, offered))
-        return Passage(offered, 10.0, dict.fromkeys(ways.PERCENTILES, 5.0))
-
-    monkeypatch.setattr(ways, "passage", told)
-    monkeypatch.setattr("bench.quiet.wait", partial(float, 0))
-    figures = latency(50, 2)
-
-    assert offers == [("vmq", 0), ("vmq", 0), *[("vmq", 5.0), ("ovs", 5.0)] * 2]
-    assert figures["ovs: Mpps offered"].values == (5.0, 5.0)
-    assert figures["vmq: µs, p99.9"].values == (5.0, 5.0)
-    assert list(figures)[:3] == ["vmq: µs, p50", "vmq: µs, p99", "vmq: µs, p99.9"]
 
 
 def test_quick_rows_are_ours_of_rows_that_there_are() -> None:

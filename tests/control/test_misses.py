@@ -80,6 +80,20 @@ def test_an_address_of_a_client_s_filter_in_another_vlan_is_no_stranger(running:
     )
 
 
+def test_a_remedy_that_holds_already_is_none(running: Running) -> None:
+    """The filter whose frames came untagged is gone, and the VM's own addresses wait for untagged frames."""
+    running.configure(a=running.vm("a", 1), b=running.vm("b", 2, queue_pairs=2))
+    contract = running.engine.contracts[""]
+    queue = running.do(contract.allocate, "x", {"vm": "b"})
+    number = running.do(contract.set_filter, "x", queue, address_filter(mac_number(NOBODY), 7))
+    running.do(contract.allocation_complete, "x", [queue])
+    with running.guest("a") as a:
+        a.send([frame(NOBODY, a.mac)])
+        until(lambda: [row["kind"] for row in running.do(misses, running.engine)] == ["filter_vlan"])
+        running.do(contract.clear_filter, "x", number)
+        assert running.do(misses, running.engine) == []
+
+
 def test_counts_of_all_processors_are_added_up_and_the_last_vlan_is_of_the_one_that_saw_most(
     running: Running,
 ) -> None:

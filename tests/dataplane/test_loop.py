@@ -27,8 +27,8 @@ from tests.dataplane.rig import (
     number_of,
     numbered,
 )
+from vmq.clock import now
 from vmq.dataplane import loop, reasons, state
-from vmq.dataplane.clock import now
 from vmq.dataplane.loop import IDLE_ROUNDS, POLL_WAIT_MS, prepare_sleep, sleep
 from vmq.jit import at
 
@@ -286,7 +286,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def wait_for_frames(vm: Vm, count: int) -> None:
-    wait_for(lambda: int(vm.books()["frames_to_guest"]) == count)
+    """They are shown to the guest, each in one buffer: they are counted before that."""
+    wait_for(lambda: vm.to_guest.used_index == count)
+    assert int(vm.books()["frames_to_guest"]) == count
 
 
 @pytest.fixture

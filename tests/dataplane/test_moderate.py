@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.dataplane.rig import MERGEABLE, A, B, Rig, Vm, frame, interpreted
+from vmq.clock import now
 from vmq.dataplane import state
-from vmq.dataplane.clock import now
 from vmq.dataplane.loop import prepare_sleep
 from vmq.dataplane.moderate import WAIT_NS, bin_of
 from vmq.jit import int64

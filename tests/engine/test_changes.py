@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyroute2 import netns
 
 from tests.engine.configs import configs
 from tests.engine.running import (
@@ -33,9 +34,10 @@ from tests.engine.running import (
     until,
 )
 from tests.test_topology import host, record
+from tests.vm.lab.netns import Namespace
 from vmq.abi.ethernet import MAC_GROUP_BIT, mac_number, mac_text
 from vmq.config import Config, Memory, Pcap, parse
-from vmq.config.records import Packet
+from vmq.config.records import Packet, Tap
 from vmq.daemon import choose_processors
 from vmq.dataplane import state
 from vmq.engine import changes
@@ -45,9 +47,10 @@ from vmq.errors import ConfigError, HostError
 from vmq.forecast import forecast
 from vmq.placement import plan
 from vmq.topology import read
-from vmq.uplink import Uplink, open_uplink
+from vmq.uplink import Uplink, link, open_uplink
 from vmq.uplink.memory import MemoryUplink
-from vmq.uplink.pcapfile import CaptureWriter
+from vmq.uplink.pcap import PcapUplink
+from vmq.uplink.pcapfile import CaptureWriter, read_capture
 from vmq.vhost.port import Port
 
 FCOE = "0e:fc:00:00:00:00/24"
@@ -379,6 +382,90 @@ def test_a_replay_begins_when_all_vms_of_its_configuration_have_their_filters(
     until(lambda: running.show("vms", "a")["drops"] == {"to_guest_not_running": 50})
 
 
+def captured(path: Path) -> list[bytes]:
+    return [packet.data for packet in read_capture(str(path))]
+
+
+def test_a_refused_reload_loses_no_capture(running: Running, tmp_path: Path):
+    """One that is written goes on at its end; a file that was to be written is as it was, or is not there."""
+    out, mine, new = tmp_path / "out.pcap", tmp_path / "mine.pcap", tmp_path / "new.pcap"
+    mine.write_text("mine")
+    lan, vm = Pcap(write=str(out)), running.vm("a", 1, uplink="lan")
+    running.configure({"lan": lan}, a=vm)
+    running.do(running.engine.uplinks["lan"].uplink.send, frame(MACS[0], MACS[1], 1))
+    Path(running.path("taken")).write_text("mine")
+    for successor in (msgspec.structs.replace(lan, mtu=1400), Pcap(read=str(out), write=str(new))):
+        uplinks = {"lan": successor, "wan": Pcap(write=str(mine))}
+        opened = running.engine.uplinks["lan"].uplink
+        with pytest.raises(HostError):
+            running.configure(uplinks, a=msgspec.structs.replace(vm, socket=running.path("taken")))
+        assert running.engine.uplinks["lan"].uplink is not opened, "the refusal came too early"
+        assert captured(out) == [frame(MACS[0], MACS[1], 1)]
+        assert mine.read_text() == "mine"
+        assert not new.exists()
+        assert [one for one in open_files().values() if one.endswith(".pcap")] == [str(out)]
+    assert running.engine.changes.missing == {}
+    running.do(running.engine.uplinks["lan"].uplink.send, frame(MACS[0], MACS[1], 2))
+    assert captured(out) == [frame(MACS[0], MACS[1], number) for number in (1, 2)]
+    running.configure({"wan": Pcap(write=str(mine))})
+    assert captured(mine) == []
+
+
+def test_a_capture_is_replayed_with_all_that_its_writer_had(running: Running, tmp_path: Path):
+    """Also with what did not stand in the file yet."""
+    out = str(tmp_path / "out.pcap")
+    running.configure({"lan": Pcap(write=out)})
+    uplink = running.engine.uplinks["lan"].uplink
+    assert isinstance(uplink, PcapUplink)
+    writer = uplink._writer
+    assert writer is not None
+
+    def reload() -> None:  # no tick in between
+        for number in range(3):
+            writer.write(frame(MACS[0], MACS[1], number))
+        running.engine.reconfigure(Config(uplinks={"lan": Pcap(read=out)}))
+
+    running.do(reload)
+    assert running.show("uplinks", "lan")["frames"] == 3
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", [Tap, Packet])
+def test_a_refused_reload_leaves_no_mtu_behind(running: Running, kind: type[Tap | Packet]):
+    """On a device that is new in it, and on the one of an uplink that has to be opened again; what is accepted stays."""
+    with Namespace("engine") as engine_host:
+        for device in ("tap7", "tap8"):
+            engine_host.run("ip", "tuntap", "add", device, "mode", "tap")
+        running.do(lambda: netns.setns(engine_host.name, flags=0))
+
+        def mtus() -> list[int]:
+            known = [running.do(lambda at=at: link.describe(link.index_of(at))) for at in ("tap7", "tap8")]
+            return [one.mtu for one in known if one is not None]
+
+        def reload(socket_name: str, *mtus: int) -> None:
+            uplinks = {
+                name: kind(device=device, mtu=mtu)
+                for name, device, mtu in zip(("lan", "wan"), ("tap7", "tap8"), mtus, strict=False)
+            }
+            running.configure(uplinks, a=running.vm("a", 1, uplink="lan", socket=running.path(socket_name)))
+
+        Path(running.path("taken")).write_text("mine")
+        with pytest.raises(HostError):
+            reload("taken", 1300)
+        assert mtus() == [1500, 1500]
+        reload("a", 1400)
+        assert mtus() == [1400, 1500]
+        opened = running.engine.uplinks["lan"].uplink
+        with pytest.raises(HostError):
+            reload("taken", 1300, 1300)
+        assert running.engine.uplinks["lan"].uplink is not opened, "the refusal came too early"
+        assert mtus() == [1400, 1500]
+        assert running.show("uplinks", "lan")["mtu"] == 1400
+        reload("a", 1300, 1300)
+        running.configure()
+        assert mtus() == [1300, 1300]
+
+
 # --- properties -------------------------------------------------------------------------------------------------
 
 
@@ -602,3 +689,18 @@ def test_vms_swap_their_addresses_in_one_reload_and_have_them_back_when_it_fails
         running.configure(b=running.vm("b", 2))
         assert list(running.engine.vms["b"].filters) == [mac_number(MACS[1])]
     assert not running.engine.vms["b"].queues[0].shared
+
+
+def test_vms_have_their_own_addresses_again_when_a_swap_is_refused_late(running: Running):
+    """The socket of a VM that stays is opened last, when the others have changed."""
+    kept = {"a": running.vm("a", 1), "b": running.vm("b", 2), "c": running.vm("c", 3)}
+    running.configure(**kept)
+    Path(running.path("taken")).write_text("mine")
+    swapped = {"a": running.vm("a", 2), "b": running.vm("b", 1)}
+    with pytest.raises(HostError):
+        running.configure(**swapped, c=running.vm("c", 3, socket=running.path("taken")))
+    assert running.engine.changes.missing == {}
+    owned = {name: [mac_number(mac) for mac in vm.mac] for name, vm in kept.items()}
+    assert {name: list(vm.filters) for name, vm in running.engine.vms.items()} == owned
+    with running.guest("a") as a, running.guest("b") as b:
+        exchange(a, b)

@@ -125,7 +125,7 @@ def test_control_does_not_wait_for_a_guest_that_takes_nothing(
             yield stuck
 
         ring = running.engine.segment.rows["rings"][0]
-        stuck = mover.Mark(int(ring), 1 << 40, "queue", vm.first_queue)
+        stuck = mover.Mark(int(ring), 1 << 40, "queue", vm.first_queue, hold=False)
         stuck.passed = lambda **_: False  # type: ignore[method-assign]
         monkeypatch.setattr(mover.Mover, "_marks", never)
         running.do(move, running, "a", 0)
@@ -172,8 +172,11 @@ def test_a_driver_may_stop_and_start_while_its_queue_is_on_its_way(
         exchange(a, b)
 
 
-def test_frames_that_wait_for_buffers_move_with_nobody_and_arrive_first(running: Running):
+def test_frames_that_wait_for_buffers_move_with_nobody_and_arrive_first(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
     """overload = "hold": the queue stays on its way until its guest has taken what waits at the old processor."""
+    monkeypatch.setattr(mover, "LATE_SECONDS", 60 * PATIENCE)
     running.configure(a=running.vm("a", 1, overload="hold"), b=running.vm("b", 2))
     vm = running.engine.vms["a"]
     with running.guest("a", post=0) as a, running.guest("b") as b:
@@ -235,6 +238,54 @@ def test_frames_for_a_queue_that_stays_on_its_way_do_not_fill_the_ring_of_others
         assert len(a.receive(4, PATIENCE)) == 4
         until(lambda: vm.queues[0].former == state.NONE)
         assert not vm.queues[0].late
+
+
+def test_only_a_guest_is_late_and_no_processor_that_goes_slowly(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mover, "LATE_ROUNDS", 1 << 60)
+    running.configure(a=running.vm("a", 1, overload="hold"), b=running.vm("b", 2))
+    vm = running.engine.vms["a"]
+    with running.guest("a", post=0) as a, running.guest("b") as b:
+        b.send([frame(a.mac, b.mac, 0)])
+        assert b.sent(PATIENCE)
+        running.do(move, running, "a", 1 - vm.worker)
+        journey = running.engine.mover._under_way[vm.number, 0]
+        for passed in (0, 60):
+            assert not running.do(journey.late, time.monotonic() + passed)
+        monkeypatch.setattr(mover, "LATE_ROUNDS", 0)
+        until(lambda: vm.queues[0].late)
+        a.post = 16
+        assert len(a.receive(1, PATIENCE)) == 1
+        until(lambda: vm.queues[0].former == state.NONE and not vm.queues[0].late)
+
+
+def test_one_that_waits_for_its_guest_does_not_hold_up_those_that_move_with_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    """`b` goes on before control has lost its patience with `a`."""
+    running.configure(a=running.vm("a", 1, overload="hold"), b=running.vm("b", 2))
+    vms = [running.engine.vms[name] for name in "ab"]
+    with running.guest("a", post=0) as a, running.guest("b") as b:
+        b.send([frame(a.mac, b.mac, 0)])
+        assert b.sent(PATIENCE)
+        ends: list[tuple[str, list[int]]] = []
+        end = mover.Mover._end
+
+        def told(self: mover.Mover, journeys: list[mover.Journey], **how: int) -> None:
+            end(self, journeys, **how)
+            ends.append((",".join(one.vm.name for one in journeys), [vm.queues[0].former for vm in vms]))
+
+        monkeypatch.setattr(mover, "GRACE_SECONDS", PATIENCE / 10)
+        monkeypatch.setattr(mover.Mover, "_end", told)
+        first = vms[0].worker
+        moves = [mover.Move(vm, 0, 1 - vm.worker) for vm in vms]
+        running.do(running.engine.mover.move_all, moves)
+        assert ends[:2] == [("a,b", [first, state.NONE]), ("a", [first, state.NONE])]
+        a.post = 16
+        assert len(a.receive(1, PATIENCE)) == 1
+        until(lambda: vms[0].queues[0].former == state.NONE)
+        exchange(a, b)
 
 
 def test_an_order_that_was_remembered_is_published_when_it_is_carried_out(running: Running):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.engine.configs import configs
 from vmq.config import Config, Memory, Pcap, Tap, Vm
@@ -23,6 +24,7 @@ from vmq.engine.plan import (
     excludes,
     holds,
     lasting,
+    needs,
     plan,
     same_wire,
 )
@@ -53,7 +55,7 @@ def follow(old: Config, actions: tuple[Action, ...]) -> Config:
             case OpenUplink(name, one):
                 assert name not in uplinks
                 assert prepared.pop(name, one) == one
-                assert not holds(one) & set().union(*(holds(other) for other in uplinks.values()))
+                assert not needs(one) & set().union(*(holds(other) for other in uplinks.values()))
                 uplinks[name] = one
             case CloseUplink(name):
                 assert not [vm for vm in vms.values() if vm.uplink == name], "a VM still uses it"
@@ -75,6 +77,26 @@ def follow(old: Config, actions: tuple[Action, ...]) -> Config:
     return Config(uplinks=uplinks, vms=vms)
 
 
+FILES = st.sampled_from((None, "/x.pcap", "/y.pcap"))
+WIRES = st.one_of(
+    st.builds(Tap, device=st.sampled_from(("eth7", "eth8"))),
+    st.builds(Packet, device=st.sampled_from(("eth7", "eth8")), promiscuous=st.booleans()),
+    st.builds(Pcap, read=FILES, write=FILES, repeat=st.integers(1, 2)),
+)
+
+
+@st.composite
+def wires(draw: st.DrawFn) -> Config:
+    """Uplinks that want the same devices and files as those of another such configuration, each with a VM."""
+    uplinks: dict[str, Tap | Packet | Pcap] = {}
+    for name in draw(st.permutations(("lan", "wan", "man")))[: draw(st.integers(0, 3))]:
+        one = draw(WIRES)
+        if not any(needs(one) & holds(other) or holds(one) & needs(other) for other in uplinks.values()):
+            uplinks[name] = one
+    vms = {name: with_(A, socket=f"/run/{name}", uplink=name) for name in uplinks}
+    return Config(uplinks=uplinks, vms=vms)
+
+
 @given(configs(FOLDER))
 def test_no_change_is_no_action(one: Config):
     """style: the plan for no change is empty."""
@@ -85,6 +107,12 @@ def test_no_change_is_no_action(one: Config):
 @given(configs(FOLDER), configs(FOLDER))
 def test_the_plan_leads_there_and_every_step_can_be_done(old: Config, new: Config):
     """No socket, filter or device is had twice; an uplink is there while a VM uses it."""
+    assert follow(old, plan(old, new)) == new
+
+
+@given(wires(), wires())
+def test_no_device_is_had_twice_and_no_file_is_read_while_it_is_written(old: Config, new: Config):
+    """Whatever kinds follow one another."""
     assert follow(old, plan(old, new)) == new
 
 
@@ -194,3 +222,35 @@ def test_a_renamed_uplink_waits_for_its_device():
             OpenUplink("wan", one),
             AddVm("a", with_(A, uplink="wan")),
         )
+
+
+def test_a_capture_is_read_when_its_writer_is_closed():
+    """By then all stands in it; under the name of its writer, or another."""
+    old, new = Pcap(write="/x.pcap"), Pcap(read="/x.pcap")
+    assert plan(config({"lan": old}), config({"lan": new})) == (CloseUplink("lan"), OpenUplink("lan", new))
+    assert plan(config({"lan": old}), config({"wan": new})) == (CloseUplink("lan"), OpenUplink("wan", new))
+    both = Pcap(read="/y.pcap", write="/x.pcap")
+    swapped = Pcap(read="/x.pcap", write="/y.pcap")
+    assert plan(config({"lan": both}), config({"lan": swapped})) == (
+        CloseUplink("lan"),
+        OpenUplink("lan", swapped),
+    )
+
+
+def test_a_capture_that_was_read_is_nobody_s():
+    """It lies in memory: another may read or write the file beside it."""
+    old = Pcap(read="/x.pcap")
+    for new in (Pcap(read="/x.pcap", repeat=2), Pcap(write="/x.pcap")):
+        assert plan(config({"lan": old}), config({"lan": new})) == (
+            PrepareUplink("lan", new),
+            CloseUplink("lan"),
+            OpenUplink("lan", new),
+        )
+        assert plan(config({"lan": old}), config({"wan": new})) == (
+            OpenUplink("wan", new),
+            CloseUplink("lan"),
+        )
+
+
+def test_a_device_and_a_file_of_one_name_are_two_things():
+    assert not excludes(Tap(device="x"), Pcap(write="x"))

@@ -396,3 +396,17 @@ def test_switching_moderation_off_leaves_no_guest_without_its_call(running: Runn
         running.configure(a=running.vm("a"), b=running.vm("b", 2))
         waiter.join(PATIENCE / 4)
         assert got == [frame(a.mac, b.mac, number) for number in range(2)]
+
+
+def test_a_guest_that_stops_with_an_indication_owed_is_called_and_owed_nothing_more(running: Running):
+    """Its processor would look for it every millisecond until the guest is back."""
+    running.configure(a=running.vm("a", indications=1), b=running.vm("b", 2))
+    state = running.engine.vms["a"].rings.state
+    with running.guest("a") as a, running.guest("b") as b:
+        b.send([frame(a.mac, b.mac, 0)])
+        assert a.receive(1, PATIENCE) == [frame(a.mac, b.mac, 0)]
+        a.virtqueues[0].want_calls()
+        b.send([frame(a.mac, b.mac, 1)])
+        until(lambda: int(state(0)["owed"]))
+        a.stop()
+        assert int(state(0)["owed"]) == 0

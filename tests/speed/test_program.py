@@ -27,13 +27,19 @@ class Stand:
     """Measures what it is told to."""
 
     made: ClassVar[list[tuple[int, int]]] = []
+    proved: ClassVar[list[tuple[int, int, str]]] = []
 
-    def __init__(self, _: Path, size: int, guests: int) -> None:
-        self.made.append((size, guests))
+    def __init__(self, _: Path, size: int, guests: int, *, proof: bool = False) -> None:
+        if not proof:
+            assert {one[:2] for one in self.proved[-2:]} == {(size, guests)}, "first it is proved"
+            self.made.append((size, guests))
         self.size, self.guests, self.way = size, guests, QUEUE
 
     def weigh(self, weight: int) -> None:
         self.way = QUEUE if weight else SHARED
+
+    async def prove(self) -> None:
+        self.proved.append((self.size, self.guests, self.way))
 
     async def measure(self, seconds: float) -> Trial:
         frames = (1_000_000,) * self.guests
@@ -48,7 +54,7 @@ class Stand:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    Stand.made = []
+    Stand.made, Stand.proved = [], []
     monkeypatch.setattr(program, "Stand", Stand)
     monkeypatch.setattr(program, "prepare", lambda: "engine on processor 1, guests on 0")
 
@@ -97,8 +103,14 @@ def test_json_has_every_number() -> None:
     assert told["rows"][0]["host_ns_a_frame"] == 30.0
 
 
+def test_both_ways_are_proved() -> None:
+    program.run(1.0, True)
+    assert Stand.proved[:2] == [(64, 1, QUEUE), (64, 1, SHARED)]
+    assert len(Stand.proved) == 2 * len(Stand.made)
+
+
 def test_three_ways_are_compared_row_by_row(monkeypatch) -> None:
-    monkeypatch.setattr(program, "_bridge", bridge(Trial(64, 1.0, (10,), 3000.0)))
+    monkeypatch.setattr(program, "_bridge", bridge(Trial(64, None, (10,), 3000.0)))
 
     out = program.with_without(0.1, False)
 
@@ -108,7 +120,38 @@ def test_three_ways_are_compared_row_by_row(monkeypatch) -> None:
         == out.count("(c) a queue per VM")
         == 6
     )
-    assert "64 bytes, 4 guests: host CPU a frame of (c) is 10.0 × less than (a), 2.0 × less than (b)" in out
+    said = "host CPU a frame against (c): (a) 10.00 × (10.00–10.00), (b) 2.00 × (2.00–2.00)"
+    assert f"64 bytes, 4 guests: {said}" in out
+    assert next(line for line in out.splitlines() if "(a)" in line).split()[-6:] == [
+        "300.00",
+        "-",
+        "-",
+        "-",
+        "-",
+        "1.00",
+    ]
+
+
+def test_medians_stand_with_their_ranges_and_noise_has_no_verdict(monkeypatch) -> None:
+    found = iter(
+        [*[3000.0, 3300.0, 2700.0, 3000.0, 3000.0] * 2, *[3000.0, 9000.0, 1000.0, 3000.0, 3000.0] * 4]
+    )
+
+    @contextlib.asynccontextmanager
+    async def made(_size: int, _guests: int) -> AsyncIterator[Any]:
+        async def measure(_: float) -> Trial:
+            return Trial(64, None, (10,), next(found))
+
+        yield measure
+
+    monkeypatch.setattr(program, "_bridge", made)
+
+    out = program.with_without(0.1, False)
+
+    assert out.count("300.00 (270.00–330.00)") == 2
+    assert out.count("noisy: 100.00–900.00") == 4
+    assert out.count("(a) 10.00 × (9.00–11.00)") == 2
+    assert out.count("(a) too noisy to tell, (b) 2.00 ×") == 4
 
 
 def test_without_a_namespace_the_bridge_is_left_out_and_why_is_said_once(

@@ -41,3 +41,8 @@ def test_a_device_is_described_as_iproute2_does() -> None:
         assert (left.master, left.promiscuity) == (0, 0)
         with pytest.raises(OSError):
             host.call(lambda: link.join_bridge("v1", index))
+        for _ in range(2):
+            host.call(lambda: link.set_down("v0"))
+            told = host.call(lambda: link.describe(index))
+            assert told is not None
+            assert not told.up

@@ -61,6 +61,43 @@ def test_what_leaves_stands_in_the_file_after_a_tick(tmp_path: Path) -> None:
     assert written(path) == [*tagged, plain(4), plain(3)]
 
 
+def test_a_file_is_emptied_when_the_uplink_begins_to_serve(capture: str) -> None:
+    """Not when it is opened, since it may be refused yet; and it goes on when it served before."""
+    uplink = PcapUplink("a", Pcap(write=capture), 1)
+    assert written(capture) == [*FRAMES, b"runt"]
+    uplink.begin()
+    assert written(capture) == []
+    uplink.send(plain(4))
+    uplink.close()
+
+    uplink = PcapUplink("a", Pcap(write=capture), 1)
+    uplink.begin(again=True)
+    uplink.send(plain(5))
+    uplink.close()
+    assert written(capture) == [plain(4), plain(5)]
+
+
+def test_what_is_not_to_serve_after_all_leaves_its_file_as_it_was(
+    capture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.listdir("/proc/self/fd")
+    for path in (capture, str(tmp_path / "new")):
+        uplink = PcapUplink("a", Pcap(write=path), 1)
+        uplink.discard()
+        uplink.close()
+    assert written(capture) == [*FRAMES, b"runt"]
+    assert os.listdir(tmp_path) == ["in.pcap"]
+
+    def full(_: PcapUplink) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PcapUplink, "collect", full)
+    with pytest.raises(MemoryError):
+        PcapUplink("a", Pcap(write=capture), 1)
+    assert written(capture) == [*FRAMES, b"runt"]
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_full_disk_ends_the_writing_only() -> None:
     uplink, worker = PcapUplink("a", Pcap(write="/dev/full"), 1), Round()
     worker.put(plain(1))

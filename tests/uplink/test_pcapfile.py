@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -171,6 +172,76 @@ def test_a_link_type_that_no_packet_has_is_passed_over(tmp_path: Path) -> None:
     data = section("<") + other + enhanced("<", FRAMES[0])
 
     assert [packet.data for packet in read(tmp_path, data)] == [FRAMES[0]]
+
+
+def datas(path: Path) -> list[bytes]:
+    return [packet.data for packet in read_capture(str(path))]
+
+
+def test_a_file_that_was_there_is_not_touched_before_the_capture_begins(tmp_path: Path) -> None:
+    """Then it is emptied: who has it open reads along."""
+    path = tmp_path / "capture"
+    path.write_bytes(b"mine" * 100)
+    with path.open("rb") as reader:
+        writer = CaptureWriter(str(path))
+        assert path.read_bytes() == b"mine" * 100
+        writer.begin()
+        writer.flush()
+        assert len(path.read_bytes()) == 24
+        writer.begin()
+        writer.write(FRAMES[0])
+        writer.close()
+        assert reader.read() == path.read_bytes()
+    assert datas(path) == FRAMES[:1]
+
+
+def test_what_is_discarded_leaves_nothing(tmp_path: Path) -> None:
+    """No descriptor and no file; one that was there, whole. What has begun is a capture."""
+    path, before = tmp_path / "capture", os.listdir("/proc/self/fd")
+    CaptureWriter(str(path)).discard()
+    assert not path.exists()
+    path.write_bytes(b"mine")
+    CaptureWriter(str(path)).discard()
+    assert path.read_bytes() == b"mine"
+    begun = CaptureWriter(str(tmp_path / "begun"))
+    begun.begin()
+    begun.discard()
+    assert datas(tmp_path / "begun") == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_capture_without_packets_is_one(tmp_path: Path) -> None:
+    with CaptureWriter(str(tmp_path / "capture")):
+        pass
+    assert datas(tmp_path / "capture") == []
+
+
+def test_a_capture_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Only one of our own: what else is in the file goes."""
+    path = tmp_path / "capture"
+    for number in range(2):
+        with CaptureWriter(str(path)) as file:
+            file.begin(again=True)
+            file.write(FRAMES[number])
+    assert datas(path) == FRAMES[:2]
+    for other in (classic("<", False), b"mine", b""):
+        path.write_bytes(other)
+        with CaptureWriter(str(path)) as file:
+            file.begin(again=True)
+            file.write(FRAMES[2])
+        assert datas(path) == FRAMES[2:]
+
+
+def test_a_pipe_is_written_like_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    for again in (False, True):
+        with CaptureWriter(str(path)) as file:
+            file.begin(again)
+            file.write(FRAMES[0])
+        assert read(tmp_path, os.read(descriptor, 4096))[0].data == FRAMES[0]
+    os.close(descriptor)
 
 
 def test_files_that_may_not_be_used_name_the_key(tmp_path: Path) -> None:

@@ -74,6 +74,27 @@ def test_a_tap_to_persist_stays_and_is_found_again(host: Namespace) -> None:
     assert exists(host)
 
 
+def test_a_tap_to_persist_that_is_not_to_serve_after_all_is_gone(
+    host: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for one that was there before."""
+
+    def full(_: TapUplink) -> None:
+        raise MemoryError
+
+    with closing(opened(host, persist=True)) as uplink:
+        host.call(uplink.discard)
+        assert not exists(host)
+    with monkeypatch.context() as patch:
+        patch.setattr(TapUplink, "_buffers", full)
+        with pytest.raises(MemoryError):
+            opened(host, persist=True)
+    assert not exists(host)
+    host.run("ip", "tuntap", "add", "vmqtap0", "mode", "tap")
+    host.call(opened(host, persist=True).discard)
+    assert exists(host)
+
+
 def test_a_tap_joins_its_bridge_and_leaves_it(host: Namespace) -> None:
     host.run("ip", "link", "add", "br0", "type", "bridge")
     host.run("ip", "tuntap", "add", "vmqtap0", "mode", "tap")

@@ -24,7 +24,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--with-without",
         action="store_true",
-        help="receive queues beside the default queue alone, and beside Linux bridge, TAP and QEMU's virtio-net",
+        help="receive queues beside the default queue alone, and beside Linux bridge, TAP and virtio-net's work (no QEMU runs)",
     )
     add_json(parser)
 

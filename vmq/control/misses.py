@@ -51,8 +51,8 @@ def misses(engine: Engine) -> list[Row]:
 def _of_vm(vm: Vm) -> list[Row]:
     seen, known = of_vm(vm), {"vm": vm.name, "uplink": vm.config.uplink, "mac": mac_text(vm.macs[0])}
     found: list[Row] = []
-    if seen.wrong_vlan:
-        found.append(known | _elsewhere(vm, seen))
+    if seen.wrong_vlan and (row := _elsewhere(vm, seen)):
+        found.append(known | row)
     if seen.duplicate:
         remedy = "give the VM, or the station on the wire that has it too, another address"
         found.append(
@@ -74,9 +74,15 @@ def _of_vm(vm: Vm) -> list[Row]:
 
 
 def _elsewhere(vm: Vm, seen: Misses) -> Row:
-    """Frames in a VLAN where nothing of the VM waits for them: its own addresses, or filters of clients."""
+    """Frames in a VLAN where nothing of the VM waits for them: its own addresses, or filters of clients.
+
+    Nothing if its own addresses wait there and no filter elsewhere: what they were meant for is gone, or was mended.
+    """
     vlan = seen.seen_vlan or None
     filters = [(mac, words) for mac, vid, words in filters_of(vm) if vid != seen.seen_vlan]
+    at_home = (vm.config.vlan or 0) == seen.seen_vlan
+    if at_home and not filters:
+        return {}
     row: Row = {
         "kind": "wrong_vlan",
         "vlan": vlan,
@@ -86,7 +92,7 @@ def _elsewhere(vm: Vm, seen: Misses) -> Row:
     told = f"set {'that filter' if len(filters) == 1 else 'one of these filters'} {_in(vlan)}: " + "; ".join(
         row["filters"]
     )
-    if filters and (vm.config.vlan or 0) == seen.seen_vlan:  # its own addresses wait there
+    if at_home:
         return row | {"kind": "filter_vlan", "mac": mac_text(filters[0][0]), "remedy": told}
     key = f"set vlan = {vlan} for" if vlan else "leave vlan out of"
     remedy = f"{key} [vm.{vm.name}], or send {_in(vm.config.vlan)}"

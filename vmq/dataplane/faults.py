@@ -21,7 +21,10 @@ from vmq.abi.linux import (
 )
 from vmq.dataplane.reasons import MEMORY_GONE
 from vmq.dataplane.state import ANCHOR, ANCHOR_SLOTS, MAX_MAPPINGS, MAX_VPORTS, engine, mapping, port_state
-from vmq.jit import at, c_mmap, c_signal, c_write, int64, kernel, poke, signal_handler
+from vmq.jit import at, c_write, int64, kernel, poke, signal_handler, system_call
+
+c_mmap = system_call("mmap", 6, wide=True)
+c_signal = system_call("signal", 2, wide=True)
 
 SIGINFO = siginfo_fault.itemsize
 DEFAULT_ACTION = 0

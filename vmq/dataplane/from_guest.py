@@ -26,8 +26,8 @@ from vmq.abi.ethernet import (
     VLAN_VID_MASK,
 )
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr, vring_desc
+from vmq.clock import now
 from vmq.dataplane.classify import lookup, mac_at, owner_of
-from vmq.dataplane.clock import now
 from vmq.dataplane.memory import drain, translate
 from vmq.dataplane.observe import capture_all
 from vmq.dataplane.ports import report

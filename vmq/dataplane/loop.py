@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vmq.dataplane.clock import now
+from vmq.clock import now
 from vmq.dataplane.handover import (
     parcels_waiting,
     ring_of,

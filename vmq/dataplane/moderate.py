@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmq.dataplane.clock import now
+from vmq.clock import now
 from vmq.dataplane.ports import call
 from vmq.dataplane.state import BATCH_BINS, MAX_QUEUES, engine, queue, queue_state, ring_state, virtqueue
 from vmq.jit import at, int64, kernel

@@ -21,7 +21,7 @@ import numpy as np
 
 from vmq.abi.capture import BLOCK_ENHANCED, INBOUND, OPTION_EPB_FLAGS, OUTBOUND, enhanced_block, enhanced_tail
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
-from vmq.dataplane.clock import now
+from vmq.clock import now
 from vmq.dataplane.handover import ALIGN, reserve, taken_of
 from vmq.dataplane.state import (
     DELIVERIES,

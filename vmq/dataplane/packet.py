@@ -40,7 +40,10 @@ from vmq.dataplane.offload import checksum_offset, finish_checksum, plan, segmen
 from vmq.dataplane.reasons import FROM_WIRE_OFFLOAD, RUNT, TO_WIRE_ERROR, TO_WIRE_FULL
 from vmq.dataplane.state import ARENA, BURST, FRAMES, frame, super_frame
 from vmq.dataplane.wire import VECTOR, admit, frame_vector, fresh, normalise, refuse
-from vmq.jit import at, c_recvmmsg, c_sendmmsg, copy, int64, kernel, peek, poke
+from vmq.jit import at, copy, int64, kernel, peek, poke, system_call
+
+c_recvmmsg = system_call("recvmmsg", 5)
+c_sendmmsg = system_call("sendmmsg", 4)
 
 HEADER = offset(net_hdr, "num_buffers")  # a packet socket's header ends before this field
 LEAD = 16

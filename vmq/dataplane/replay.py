@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vmq.abi.ethernet import VLAN_VID_MASK
+from vmq.clock import now
 from vmq.dataplane.classify import note
-from vmq.dataplane.clock import now
 from vmq.dataplane.handover import push, still_there
 from vmq.dataplane.reasons import HANDOVER_MOVED, TO_WIRE_FULL
 from vmq.dataplane.state import (
@@ -34,6 +34,8 @@ from vmq.dataplane.state import (
 )
 from vmq.jit import at, int64, kernel, prefetch
 
+# Bytes of a frame that are brought nearer before its turn. With two lines and not all, 512 B cost 66 ns and not 47.
+EXPECTED = 2048
 LATE_NS = 10_000_000
 
 
@@ -55,9 +57,9 @@ def expect_recorded(lane: Any, number: int) -> None:
     if number + BURST < lane["source_count"]:
         rows = int64(lane["source"]) + number * recorded.itemsize
         prefetch(rows + BURST * recorded.itemsize, 0)
-        address = int64(at(rows, 1, recorded)[0]["address"])
-        prefetch(address, 0)
-        prefetch(address + LINE, 0)
+        row = at(rows, 1, recorded)[0]
+        for place in range(0, min(int64(row["length"]), EXPECTED), LINE):
+            prefetch(int64(row["address"]) + place, 0)
 
 
 @kernel

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from vmq.clock import now
 from vmq.dataplane.classify import expect_filter
-from vmq.dataplane.clock import now
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import (
     OTHERS,

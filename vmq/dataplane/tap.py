@@ -16,7 +16,9 @@ from vmq.abi.virtio import net_hdr
 from vmq.dataplane.reasons import TO_WIRE_ERROR, TO_WIRE_FULL
 from vmq.dataplane.state import BURST, FRAMES, frame
 from vmq.dataplane.wire import admit, frame_vector, normalise
-from vmq.jit import at, c_read, c_writev, int64, kernel, poke
+from vmq.jit import at, c_read, int64, kernel, poke, system_call
+
+c_writev = system_call("writev", 3, wide=True)
 
 HEADER = net_hdr.itemsize
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
 from vmq.abi.virtio import VRING_DESC_F_WRITE, net_hdr, vring_desc
-from vmq.dataplane.clock import now
+from vmq.clock import now
 from vmq.dataplane.memory import pour, translate
 from vmq.dataplane.moderate import indicate
 from vmq.dataplane.observe import observe

@@ -32,8 +32,6 @@ from vmq.dataplane.state import BURST, FRAMES, M32, PIECES, frame, piece, super_
 from vmq.dataplane.wire import admit, normalise
 from vmq.jit import (
     at,
-    c_recvfrom,
-    c_sendto,
     copy,
     int64,
     kernel,
@@ -41,7 +39,11 @@ from vmq.jit import (
     load_once,
     poke,
     store_release,
+    system_call,
 )
+
+c_sendto = system_call("sendto", 6, wide=True)
+c_recvfrom = system_call("recvfrom", 6, wide=True)
 
 PACKET_TURNS = 16  # a read of an empty packet socket costs as much as some ten frames
 KICKS = 64  # system calls of one burst at most

@@ -104,9 +104,11 @@ class Changes:
             for mac in [mac for mac in vm.filters if owners.get((*where, mac), name) != name]:
                 vm.home.contract.clear_filter(CONFIG, vm.filters.pop(mac)[0])
 
-    def _in_force(self, config: Config) -> None:
-        """This is the configuration now: give out what is scarce, and let uplinks receive."""
+    def _in_force(self, config: Config, again: bool = False) -> None:
+        """This is the configuration now, or `again`: give out what is scarce, and let uplinks receive."""
         self.engine.config = config
+        for name in self.opening:
+            self.engine.uplinks[name].uplink.begin(again)
         self.opening.clear()
         for queues in self.engine.queues.values():
             queues.complete()
@@ -136,8 +138,9 @@ class Changes:
             if not stays or vm.config.uplink not in (None, *there):
                 self.remove_vm(name)
         for name in [name for name in engine.uplinks if name not in there]:
-            self.close_uplink(name)
+            self.close_uplink(name, discard=True)
         self._arrange(old)
+        self._free_addresses(old)
         for action in plan(self._what_there_is(old), old):
             try:
                 self._apply(action, old)
@@ -147,7 +150,7 @@ class Changes:
                 self._miss(action, error)
         for vm in engine.vms.values():
             vm.home.follow(vm)  # what `_free_addresses` has taken
-        self._in_force(self._what_there_is(old))
+        self._in_force(self._what_there_is(old), again=True)
 
     def _miss(self, action: Action, error: Exception) -> None:
         """Something of the configuration from before cannot be had back: say so."""
@@ -215,8 +218,8 @@ class Changes:
         engine.uplinks[name].uplink.reconfigure(config)
         engine.queues[name].limit(config.queues)
 
-    def close_uplink(self, name: str) -> None:
-        """Undo `_open_uplink`; its VM ports are gone."""
+    def close_uplink(self, name: str, discard: bool = False) -> None:
+        """Undo `_open_uplink`; its VM ports are gone. `discard`: it has not served, and leaves no trace on its device."""
         engine = self.engine
         uplink = engine.uplinks[name].uplink
         for worker, fd in zip(engine.workers, uplink.descriptors(), strict=True):
@@ -225,10 +228,14 @@ class Changes:
         engine.queues.pop(name).close()
         engine.dynamics.forget(name)
         number = engine.uplinks.pop(name).number
+        self.opening.discard(name)
         engine.publish()
         for worker in engine.workers:
             worker.strangers["count"][worker.strangers["uplink"] == number] = 0
-        uplink.close()
+        if discard:
+            uplink.discard()
+        else:
+            uplink.close()
 
     # --- VM ports ----------------------------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@
     2. wait      until the rings to the old one hold nothing for the queue, and those from it nothing of the guest's
     3. publish   former = NONE                   the new one delivers, and takes from the guest
 
-Any number go together: two versions, and one wait for all of them. Step 2 is a matter of microseconds, as frames of
+Any number go together: two versions, and one wait for all of them; one that is slower than the others goes on by itself. Step 2 is a matter of microseconds, as frames of
 sources that do not wait are delivered or dropped at once. Frames of a lossless source stay in the old one's ring for as
-long as the guest posts no buffers: then control does not wait, and looks again with every tick; and frames of sources that
-do not wait are dropped (`late`), as the guest has no buffer for them, before they fill a ring that is others', too. A
-queue that nobody has started has no such way to go.
+long as the guest posts no buffers: then control does not wait, and looks again with every tick. Such a queue is `late`
+when it has got nothing in LATE_ROUNDS rounds of its processor and LATE_SECONDS: frames of sources that do not wait are
+dropped then, as the guest has no buffer for them, before they fill a ring that is others', too. A processor that is merely
+slow drops nothing. A queue that nobody has started has no such way to go.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
     from vmq.engine.engine import Engine
     from vmq.engine.vm import Vm
 
-PATIENCE_SECONDS = 0.005
+GRACE_SECONDS, PATIENCE_SECONDS = (
+    0.0003,
+    0.005,
+)  # then those go on that have arrived; then nobody is waited for any more
 PAUSE_SECONDS = 0.00002
 SOON_SECONDS = 0.001
-LATE_SECONDS = 0.25  # a guest that takes nothing for so long is not merely slow
+LATE_SECONDS, LATE_ROUNDS = 0.25, 16  # a guest that takes nothing for so long is not merely slow
 AT_ONCE, EVERY = 512, 1 << 20  # parcels that are looked at while control waits, and with the tick
 
 
@@ -46,6 +50,7 @@ class Mark:
     head: int
     column: str  # "queue" or "source"
     number: int
+    hold: bool  # frames of sources that wait
 
     def passed(self, *, most: int = EVERY) -> bool:
         """Nothing more to come. While the reader goes on, what it has passed may be overwritten: look again later.
@@ -74,7 +79,7 @@ class Mark:
             tail += abs(length)
 
 
-@dataclass
+@dataclass(eq=False)
 class Journey:
     """A receive queue on its way, and where it has been told to go next."""
 
@@ -82,16 +87,35 @@ class Journey:
     pair: int
     marks: list[Mark] = field(default_factory=list)
     then: Move | None = None
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)  # that its guest got its last frame
+    _seen: tuple[int, int] = (-1, 0)  # frames it had got then, rounds of the processor
+
+    @property
+    def _former(self) -> np.void:
+        """Row of the processor that has what was handed over before."""
+        row: np.void = self.vm.engine.workers[self.vm.queues[self.pair].former].row
+        return row
 
     def arrived(self, *, most: int = EVERY) -> bool:
         """Nothing of it lies before a mark, nor waits for buffers: that may have gone behind one (overload.py)."""
         self.marks = [mark for mark in self.marks if not mark.passed(most=most)]
         if self.marks:
             return False
-        former = self.vm.engine.workers[self.vm.queues[self.pair].former]
-        lists = at(int(former.row["todo"]), state.MAX_QUEUES, state.todo)
-        return not lists[self.vm.first_queue + self.pair]["kept"]
+        return not self._kept()
+
+    def _kept(self) -> int:
+        """Frames that wait for its buffers at that processor."""
+        lists = at(int(self._former["todo"]), state.MAX_QUEUES, state.todo)
+        return int(lists[self.vm.first_queue + self.pair]["kept"])
+
+    def late(self, now: float) -> bool:
+        """Whether frames wait for buffers that its guest does not post; it is asked now and then."""
+        frames, rounds = int(self.vm.queue_rows()[self.pair]["frames_to_guest"]), int(self._former["rounds"])
+        if frames != self._seen[0]:
+            self._seen, self.since = (frames, rounds), now
+        elif now - self.since > LATE_SECONDS and rounds - self._seen[1] >= LATE_ROUNDS:
+            return self._kept() > 0 or any(mark.hold and mark.column == "queue" for mark in self.marks)
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +146,13 @@ class Mover:
         self.engine.publish()
         for journey in going:
             journey.marks = list(self._marks(journey.vm, journey.pair))
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline and not all(one.arrived(most=AT_ONCE) for one in going):
-            time.sleep(PAUSE_SECONDS)
-        self._end(going, most=AT_ONCE)
+        for patience in (GRACE_SECONDS, PATIENCE_SECONDS):
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline and not all(one.arrived(most=AT_ONCE) for one in going):
+                time.sleep(PAUSE_SECONDS)
+            self._end(going, most=AT_ONCE)
+            under_way = self._under_way.values()
+            going = [one for one in going if one in under_way]
         self._soon()
 
     def _set_out(self, move: Move) -> Journey | None:
@@ -164,10 +191,10 @@ class Mover:
                     address = int(rings[(hold * most + sender) * most + owner])
                     head = int(at(address, 1, state.byte_ring)[0]["head"])
                     if owner == former:
-                        yield Mark(address, head, "queue", vm.first_queue + pair)
+                        yield Mark(address, head, "queue", vm.first_queue + pair, bool(hold))
                     # A guest's frames are in the rings for sources that wait only where `kept` says so.
                     if sender == former and not hold:
-                        yield Mark(address, head, "source", vm.number)
+                        yield Mark(address, head, "source", vm.number, hold=False)
 
     def _end(self, journeys: Collection[Journey], *, most: int = EVERY) -> None:
         """Let those go on that have arrived, in one version."""
@@ -187,11 +214,7 @@ class Mover:
         """Let those go on that have arrived, and mark those that are late."""
         self._end(list(self._under_way.values()))
         now = time.monotonic()
-        late = [
-            one
-            for one in self._under_way.values()
-            if now - one.since > LATE_SECONDS and not one.vm.queues[one.pair].late
-        ]
+        late = [one for one in self._under_way.values() if one.late(now) and not one.vm.queues[one.pair].late]
         for one in late:
             one.vm.queues[one.pair] = replace(one.vm.queues[one.pair], late=True)
         if late:

@@ -97,15 +97,25 @@ def claims(vm: Vm) -> set[tuple[object, ...]]:
     return {("socket", vm.socket), *(("filter", vm.uplink, vm.vlan, mac) for mac in vm.mac)}
 
 
-def holds(uplink: AnyUplink) -> set[object]:
-    """What no two uplinks have open at the same time: a device, a file that is written."""
-    return {getattr(uplink, "device", None), getattr(uplink, "write", None)} - {None}
+def holds(uplink: AnyUplink) -> set[tuple[str, str]]:
+    """What it alone has as long as it is open: a device, a file that is written."""
+    return _named(uplink, device="device", write="file")
+
+
+def needs(uplink: AnyUplink) -> set[tuple[str, str]]:
+    """What nobody may hold when it is opened. A file that is read is whole when its writer is closed; it is read at once."""
+    return holds(uplink) | _named(uplink, read="file")
+
+
+def _named(uplink: AnyUplink, **kinds: str) -> set[tuple[str, str]]:
+    """(kind, name) of what some keys name."""
+    return {(kind, name) for key, kind in kinds.items() if (name := getattr(uplink, key, None)) is not None}
 
 
 def excludes(old: AnyUplink, new: AnyUplink) -> bool:
     """Whether the one must be closed before the other is opened. Packet sockets share their device."""
     share = isinstance(old, Packet) and isinstance(new, Packet)
-    return not share and bool(holds(old) & holds(new))
+    return not share and bool(holds(old) & needs(new))
 
 
 def plan(old: Config, new: Config) -> tuple[Action, ...]:
@@ -113,8 +123,8 @@ def plan(old: Config, new: Config) -> tuple[Action, ...]:
     fresh = {name for name, uplink in new.uplinks.items() if not same_wire(old.uplinks.get(name), uplink)}
     stale = {name for name, uplink in old.uplinks.items() if not same_wire(new.uplinks.get(name), uplink)}
     moved = [name for name in new.uplinks if name not in fresh and old.uplinks[name] != new.uplinks[name]]
-    busy = set[object]().union(*(holds(old.uplinks[name]) for name in stale))
-    late = {name for name in fresh if name in stale or holds(new.uplinks[name]) & busy}
+    busy = set[tuple[str, str]]().union(*(holds(old.uplinks[name]) for name in stale))
+    late = {name for name in fresh if name in stale or needs(new.uplinks[name]) & busy}
     ahead = [
         name
         for name in new.uplinks

@@ -156,9 +156,11 @@ class Vm:
         self.engine.publish()
         self.rings.watch()
         for index in before - self.rings.started:
-            ring = entries[index // 2][0]
-            if index % 2 == 0 and self.rings.state(index)["owed"] and ring.call_fd >= 0:
-                self.engine.watchdog.call(ring.call_fd)  # an indication that nobody would make any more
+            ring, progress = entries[index // 2][0], self.rings.state(index)
+            if index % 2 == 0 and progress["owed"]:  # an indication that nobody would make any more
+                progress["owed"] = 0  # its processor may sleep
+                if ring.call_fd >= 0:
+                    self.engine.watchdog.call(ring.call_fd)
         self._tell_state()
         return {index: int(self.rings.state(index)["next_avail"]) for index in before - self.rings.started}
 

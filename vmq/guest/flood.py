@@ -23,8 +23,8 @@ import numpy as np
 
 from vmq.abi.ethernet import ETH_HLEN, ETH_TYPE_OFFSET, MAC_GROUP_BIT, TPID_8021Q_LE, VLAN_HLEN, VLAN_VID_MASK
 from vmq.abi.layout import i64, layout, offset, rows
-from vmq.abi.linux import CLOCK_MONOTONIC, timespec
 from vmq.abi.virtio import net_hdr
+from vmq.clock import now
 from vmq.guest.driver import (
     HEADER,
     M16,
@@ -42,7 +42,6 @@ from vmq.guest.driver import (
 )
 from vmq.jit import (
     at,
-    c_clock_gettime,
     c_epoll_wait,
     c_read,
     c_sched_yield,
@@ -93,14 +92,6 @@ COUNTERS = (
     "sent", "sent_bytes", "returned", "calls", "rounds", "sleeps", "elapsed_ns",
 )  # fmt: skip
 NUM_BUFFERS = offset(net_hdr, "num_buffers")
-
-
-@kernel
-def now(flood: Any) -> int:
-    """Nanoseconds of the monotonic clock."""
-    c_clock_gettime(CLOCK_MONOTONIC, flood["clock"])
-    clock = at(flood["clock"], 1, timespec)[0]
-    return int64(clock["sec"]) * NS + int64(clock["nsec"])
 
 
 @kernel

@@ -8,7 +8,10 @@ of one frame with its packet header into a buffer of its own, a copy from there 
 element and the used index; and for every burst of 64 frames an epoll_wait() for each guest, and the read() that finds nothing more.
 All in compiled code and one thread, so nothing of QEMU's own overhead is in it, no wake-up, no indication to the guest, no guest:
 it flatters QEMU. Writing the same frames to a TAP outside the bridge, where the kernel drops them, is measured in turn
-and taken off: a NIC's driver would bring frames otherwise.
+and taken off: a NIC's driver would bring frames otherwise. What is left is a cost, so there is no rate.
+
+Before the first measurement a lap of the recording is compared, byte for byte, as each TAP gives it. While it is measured every
+guest must get as many frames as name it, each of the right length: a flooded copy does not make up for a lost frame.
 
 For every line of its input that is a number of seconds it measures as long, and answers with a line of JSON. The
 namespace, and all in it, goes with the process.
@@ -31,10 +34,9 @@ from typing import Any
 
 import numpy as np
 
-from vmq.abi.ethernet import ETH_HLEN, mac_number
+from vmq.abi.ethernet import ETH_ALEN, ETH_HLEN, mac_number
 from vmq.abi.layout import i64, rows
 from vmq.abi.linux import (
-    CLOCK_MONOTONIC,
     IFF_NO_PI,
     IFF_TAP,
     IFF_VNET_HDR,
@@ -44,11 +46,11 @@ from vmq.abi.linux import (
     timespec,
 )
 from vmq.abi.virtio import net_hdr, vring_used, vring_used_elem
+from vmq.clock import now
 from vmq.dataplane.state import M16, recorded
 from vmq.jit import (
     address_of,
     at,
-    c_clock_gettime,
     c_epoll_wait,
     c_read,
     c_write,
@@ -58,11 +60,11 @@ from vmq.jit import (
     kernel,
     peek,
     poke,
+    same_bytes,
     store_release,
 )
-from vmq.speed.stand import FLOWS, RING, USUAL_MTU, mac, processors
+from vmq.speed.stand import RING, USUAL_MTU, mac, processors, recording
 from vmq.uplink import link
-from vmq.uplink.recording import generate, rows_for
 
 WIRE, NOWHERE, BRIDGE = "wire", "nowhere", "bridge"
 BURST, BUFFER, PAGE = 64, 2048, 4096
@@ -75,38 +77,33 @@ STATION = "02:06:00:00:00:00"
 LOCAL_TYPE = b"\x88\xb5"  # for local experiments
 
 HOST = rows(
-    ("frames", i64), ("count", i64), ("cursor", i64),  # `recorded` rows, round and round
+    ("frames", i64), ("count", i64), ("size", i64), ("cursor", i64),  # `recorded` rows, all of a size, round and round
     ("wire", i64), ("guests", i64), ("guest_count", i64),  # descriptor of a TAP; GUEST rows
     ("bounce", i64), ("events", i64), ("clock", i64),
-    ("stamping", i64),  # frames carry when they were written
+    ("stamping", i64), ("proving", i64),  # frames carry when they were written; each is compared
     ("latencies", i64), ("latency_count", i64),  # ns of each frame
     ("lost", i64),
 )  # fmt: skip
 GUEST = rows(
     ("tap", i64), ("epoll", i64),
     ("buffers", i64), ("used", i64), ("next", i64),  # RING buffers of BUFFER bytes; used elements behind their index
-    ("frames", i64),
+    ("mac", i64), ("due", i64), ("frames", i64),  # frames that name it: written, and arrived
+    ("faults", i64), ("cursor", i64),  # frames that are not its own, or not as written; where comparing is
 )  # fmt: skip
 
 
 @kernel
-def now(host: Any) -> int:
-    """Nanoseconds of the monotonic clock."""
-    c_clock_gettime(CLOCK_MONOTONIC, host["clock"])
-    clock = at(host["clock"], 1, timespec)[0]
-    return int64(clock["sec"]) * 1_000_000_000 + int64(clock["nsec"])
-
-
-@kernel
 def bring(host: Any, descriptor: int) -> None:
-    """Write a burst of frames."""
+    """Write a burst of frames, each due at the guest whose number is the last byte of its destination."""
     frames = at(host["frames"], host["count"], recorded)
+    guests = at(host["guests"], host["guest_count"], GUEST)
     for place in range(BURST):
         frame = frames[(int64(host["cursor"]) + place) % int64(host["count"])]
         if host["stamping"]:
             poke(int64(frame["address"]) + STAMP, np.int64, now(host))
         if c_write(descriptor, int64(frame["address"]), int64(frame["length"])) < 0:
             host["lost"] += 1
+        guests[int64(peek(int64(frame["address"]) + ETH_ALEN - 1, np.uint8))]["due"] += 1
     host["cursor"] = (int64(host["cursor"]) + BURST) % int64(host["count"])
 
 
@@ -129,19 +126,42 @@ def deliver(guest: Any, source: int, length: int) -> None:
 
 
 @kernel
-def serve(host: Any, guest: Any) -> int:
-    """What QEMU does when a TAP is readable: one frame after the other until there is none; how many."""
-    served = int64(0)
+def destination(frame: int) -> int:
+    """The address that a frame names."""
+    return int64(peek(frame, np.uint32)) | (int64(peek(frame + 4, np.uint16)) << 32)
+
+
+@kernel
+def compare(host: Any, guest: Any, frame: int, length: int) -> None:
+    """A fault unless this is the next frame of the recording that names the guest."""
+    frames = at(host["frames"], host["count"], recorded)
+    for _ in range(int64(host["count"])):
+        row = frames[guest["cursor"]]
+        guest["cursor"] = (int64(guest["cursor"]) + 1) % int64(host["count"])
+        if destination(int64(row["address"])) == guest["mac"]:
+            if row["length"] != length or not same_bytes(int64(row["address"]), frame, length):
+                guest["faults"] += 1
+            return
+    guest["faults"] += 1
+
+
+@kernel
+def serve(host: Any, guest: Any) -> None:
+    """What QEMU does when a TAP is readable: one frame after the other until there is none."""
     if c_epoll_wait(guest["epoll"], host["events"], 1, 0) != 1:
-        return served
+        return
+    frame = int64(host["bounce"]) + HEADER
     while True:
         length = c_read(guest["tap"], host["bounce"], LONGEST)
         if length <= 0:
-            return served
+            return
         deliver(guest, int64(host["bounce"]), length)
-        served += 1
+        if length != HEADER + int64(host["size"]) or destination(frame) != guest["mac"]:
+            guest["faults"] += 1
+        elif host["proving"]:
+            compare(host, guest, frame, length - HEADER)
         if host["stamping"] and host["latency_count"] < LATENCIES:
-            taken = now(host) - peek(int64(host["bounce"]) + HEADER + STAMP, np.int64)
+            taken = now(host) - peek(frame + STAMP, np.int64)
             at(host["latencies"], LATENCIES, np.int64)[host["latency_count"]] = taken
             host["latency_count"] += 1
 
@@ -153,10 +173,8 @@ def bursts(address: int, count: int) -> None:
     guests = at(host["guests"], host["guest_count"], GUEST)
     for _ in range(count):
         bring(host, host["wire"])
-        left = int64(BURST)
         for number in range(int64(host["guest_count"])):
-            left -= serve(host, guests[number])
-        host["lost"] += left
+            serve(host, guests[number])
 
 
 @kernel
@@ -184,7 +202,7 @@ def tap(name: str, flags: int, mtu: int) -> int:
 
 
 class Bridge:
-    """The bridge, its TAPs, and guests' receive buffers; in this namespace."""
+    """The bridge, its TAPs, and guests' receive buffers; in this namespace. RuntimeError if it changes or loses a frame."""
 
     def __init__(self, size: int, guests: int) -> None:
         self.size, mtu = size, max(USUAL_MTU, size - ETH_HLEN)
@@ -202,23 +220,27 @@ class Bridge:
         self._guests(guests)
         self._host(guests)
         self._teach()
+        self._prove()
 
     def _guests(self, count: int) -> None:
         self._epolls = [select.epoll() for _ in range(count)]
         self._memory = np.zeros((count, RING * BUFFER + RING * vring_used_elem.itemsize + PAGE), np.uint8)
         self.rows = np.zeros(count, GUEST)
-        for row, one, epoll, memory in zip(self.rows, self.taps, self._epolls, self._memory, strict=True):
+        for number, (row, one, epoll, memory) in enumerate(
+            zip(self.rows, self.taps, self._epolls, self._memory, strict=True)
+        ):
             epoll.register(one, select.EPOLLIN)
+            row["mac"] = mac_number(mac(number))
             row["tap"], row["epoll"] = one, epoll.fileno()
             row["buffers"], row["used"] = address_of(memory), address_of(memory) + RING * BUFFER
 
     def _host(self, guests: int) -> None:
-        count, _ = rows_for(self.size, FLOWS, None) or (FLOWS, 0)
-        self._played = generate(self.size, FLOWS, count, [(mac_number(mac(one)), 0) for one in range(guests)])
+        self._played = recording(self.size, guests)
         self._scratch = np.zeros(LONGEST, np.uint8), np.zeros(1, epoll_event), np.zeros(1, timespec)
         self.latencies = np.zeros(LATENCIES, np.int64)
         self.row = np.zeros(1, HOST)
         self.row["frames"], self.row["count"] = address_of(self._played.rows), len(self._played.rows)
+        self.row["size"] = self.size
         self.row["wire"], self.row["guests"], self.row["guest_count"] = (
             self.wire,
             address_of(self.rows),
@@ -238,23 +260,53 @@ class Bridge:
                 while os.read(one, LONGEST):
                     pass
 
+    def _begin(self) -> None:
+        """Count from here."""
+        self.row["lost"], self.row["latency_count"] = 0, 0
+        for name in ("due", "frames", "faults"):
+            self.rows[name] = 0
+
+    def _refuse_lost(self) -> None:
+        if self.row["lost"][0]:
+            raise RuntimeError(f"{self.row['lost'][0]} frames could not be written")
+
+    def _count(self) -> list[int]:
+        """Frames of each guest; RuntimeError unless they are those that name it."""
+        self._refuse_lost()
+        for number, row in enumerate(self.rows):
+            if row["frames"] != row["due"] or row["faults"]:
+                raise RuntimeError(
+                    f"guest {number} got {row['frames']} frames and not {row['due']}, "
+                    f"{row['faults']} of them not as they were written, or to another"
+                )
+        return [int(count) for count in self.rows["frames"]]
+
+    def _prove(self) -> None:
+        """A lap, compared byte for byte; or a little more: a whole number of bursts."""
+        self._begin()
+        self.row["proving"] = 1
+        bursts(address_of(self.row), -(-len(self._played.rows) // BURST))
+        self.row["proving"] = 0
+        self._count()
+
     def measure(self, seconds: float) -> dict[str, Any]:
-        """Ns of this thread for each frame, all the way less the writing; RuntimeError if a frame was lost."""
+        """Ns of this thread for each frame, all the way less the writing; RuntimeError if that cannot be told."""
         place = address_of(self.row)
-        self.rows["frames"], self.row["lost"] = 0, 0
+        self._begin()
         way = self._spent(seconds / 2, lambda: bursts(place, SPAN))
-        counted = [int(count) for count in self.rows["frames"]]
+        counted = self._count()
         drop = self._spent(seconds / 2, lambda: written(place, self.nowhere, SPAN))
-        self.row["stamping"], self.row["latency_count"] = 1, 0
+        self._refuse_lost()
+        cost = cost_of(way, drop)
+        self._begin()
+        self.row["stamping"] = 1
         bursts(place, SPAN)
         self.row["stamping"] = 0
-        if self.row["lost"][0]:
-            raise RuntimeError(f"{self.row['lost'][0]} frames were lost")
+        self._count()
         found = self.latencies[: int(self.row["latency_count"][0])]
         return {
             "frames": counted,
-            "seconds": (way - drop) * sum(counted) / 1e9,  # one processor, and nothing but this
-            "host_ns": (way - drop) * sum(counted),
+            "host_ns": cost * sum(counted),
             "writing_ns_a_frame": drop,
             "p50_ns": float(np.percentile(found, 50)),
             "p99_ns": float(np.percentile(found, 99)),
@@ -273,6 +325,13 @@ class Bridge:
             os.close(one)
         for epoll in self._epolls:
             epoll.close()
+
+
+def cost_of(way: float, drop: float) -> float:
+    """What is left of ns a frame without the writing; RuntimeError if that is nothing, so the machine was too noisy."""
+    if way <= drop:
+        raise RuntimeError(f"a frame took {way:.0f} ns all the way, and {drop:.0f} for the writing alone")
+    return way - drop
 
 
 def say(line: str) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wire's side in plain Python: open an uplink of any kind, tell what it is, close it.
 
-        base.Uplink ─┬─ tap.TapUplink
-                     ├─ packet.PacketUplink ── xdp.XdpUplink
+        base.Uplink ─┬─ device.DeviceUplink ─┬─ tap.TapUplink
+                     │                       └─ packet.PacketUplink ── xdp.XdpUplink
                      └─ replay.ReplayUplink ─┬─ pcap.PcapUplink
                                              └─ memory.MemoryUplink
 

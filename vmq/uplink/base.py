@@ -81,11 +81,14 @@ class Uplink(ABC):
     def send(self, frame: bytes) -> None:  # noqa: B027 - a wire may have no end
         """Send one frame of our own, an announcement. A wire that takes none now loses it."""
 
+    def begin(self, again: bool = False) -> None:  # noqa: B027 - most kinds have nothing to lose
+        """Its configuration is in force, and it serves; `again` if it did until one that was refused closed it."""
+
     def tick(self) -> None:  # noqa: B027 - most kinds leave nothing
         """Work off what the workers left for control."""
 
     def discard(self) -> None:
-        """It is not to serve after all: close it, and leave its device as it was for whoever has that."""
+        """It is not to serve after all: close it, and leave its device or file as it was for whoever has that."""
         self.close()
 
     def close(self) -> None:

@@ -135,6 +135,12 @@ def set_up(device: str) -> None:
         _ioctl(nd.SIOCSIFFLAGS, device, flags | nd.IFF_UP)
 
 
+def set_down(device: str) -> None:
+    flags = _ioctl(nd.SIOCGIFFLAGS, device) & nd.IFF_MASK
+    if flags & nd.IFF_UP:
+        _ioctl(nd.SIOCSIFFLAGS, device, flags & ~nd.IFF_UP)
+
+
 def join_bridge(bridge: str, index: int) -> None:
     _ioctl(nd.SIOCBRADDIF, bridge, index)
 

@@ -43,7 +43,8 @@ from vmq.dataplane.packet import CONTROL, HEADER, HEADER_STRIDE, LEAD
 from vmq.errors import HostError
 from vmq.jit import address_of, at
 from vmq.uplink import link
-from vmq.uplink.base import ALIGN, Uplink, check_device, refusing, setting
+from vmq.uplink.base import ALIGN, refusing, setting
+from vmq.uplink.device import DeviceUplink
 
 UNICAST_MAX = 256  # addresses that are asked for one by one
 RECEIVE_BYTES = (
@@ -73,19 +74,18 @@ def prepare_lane(row: Any, memory: Callable[[int], int]) -> None:
     messages["control"] = memory(state.BURST * CONTROL) + every * CONTROL
 
 
-class PacketUplink(Uplink):
+class PacketUplink(DeviceUplink):
     """Lanes on the packet sockets of one device."""
 
     kind = "packet"
+    config: Packet
 
     def __init__(self, name: str, config: Packet, worker_count: int) -> None:
         super().__init__(name, config, worker_count)
-        self.config = config
         self._sockets: list[socket.socket] = []
         self._unicast: set[int] = set()
         self._promiscuous = ""  # why all frames are taken
         self._lost = 0
-        check_device(self.place("device"), config.device)
         try:
             self._attach(worker_count)
             with refusing(
@@ -97,7 +97,7 @@ class PacketUplink(Uplink):
                     self._promiscuous = "promiscuous = true"
             self._buffers()
         except BaseException:
-            self.close()
+            self.discard()
             raise
 
     def _attach(self, worker_count: int) -> None:
@@ -108,13 +108,7 @@ class PacketUplink(Uplink):
             raise HostError(where, f"there is no device {device}", "Name one that ip link shows")
         if known.kind != nd.ARPHRD_ETHER:
             raise HostError(where, f"{device} is no Ethernet device", "Name an Ethernet device")
-        self._mtu_before = known.mtu
-        if self.config.mtu is not None:
-            with refusing(
-                self.place("mtu"), f"{device} does not take {self.config.mtu}", {}, "Choose a smaller MTU"
-            ):
-                link.set_mtu(device, self.config.mtu)
-        self.set_mtu(self.config.mtu or known.mtu)
+        self._fit(known)
         with refusing(where, f"cannot bring {device} up", {}, "Run with CAP_NET_ADMIN"):
             link.set_up(device)
         with refusing(where, f"cannot open a packet socket on {device}", _REMEDIES, "Check the device"):
@@ -238,12 +232,6 @@ class PacketUplink(Uplink):
             ),
         ]
         return told
-
-    def discard(self) -> None:
-        super().discard()
-        if self.config.mtu is not None:
-            with contextlib.suppress(OSError):
-                link.set_mtu(self.config.device, self._mtu_before)
 
     def close(self) -> None:
         for row in self.lanes:

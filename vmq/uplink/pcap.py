@@ -2,7 +2,7 @@
 """A capture file as an uplink: what it holds comes from the wire, what leaves is written to another.
 
 The whole capture is laid out in memory when the uplink is opened, so that reading costs no worker anything. What is
-written stands in the file after the next tick.
+written stands in the file after the next tick; a file that was there before is emptied when the uplink begins to serve.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class PcapUplink(ReplayUplink):
             )
         self.play(recording, config.repeat)
         if self.write is not None:
-            self._writer = CaptureWriter(self.write, self.place("write"))
             self.collect()
+            self._writer = CaptureWriter(self.write, self.place("write"))  # last: nothing is refused after it
 
     def _check_files(self) -> None:
         if self.read is None or self.write is None:
@@ -61,14 +61,19 @@ class PcapUplink(ReplayUplink):
         if self._writer is not None:
             self._writing(iter([frame]))
 
+    def begin(self, again: bool = False) -> None:
+        """Empty the file, or go on at its end if it is `again` ours."""
+        self._writing(iter(()), again)
+
     def tick(self) -> None:
         """Write what has left. A full disk ends the writing, not the engine."""
         self._writing(self.left())
 
-    def _writing(self, frames: Iterator[bytes]) -> None:
+    def _writing(self, frames: Iterator[bytes], again: bool = False) -> None:
         if self._writer is None:
             return
         try:
+            self._writer.begin(again)
             for frame in frames:
                 self._writer.write(frame)
             self._writer.flush()
@@ -88,6 +93,12 @@ class PcapUplink(ReplayUplink):
             "device": self.read,
             "settings": [setting("write", self.write, effective, self._problem)],
         }
+
+    def discard(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.discard()
+        super().discard()
 
     def close(self) -> None:
         self.tick()

@@ -8,8 +8,10 @@ Other link types are refused by name. What a pcapng file holds besides packets (
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -186,35 +188,85 @@ class _Reader:
 
 
 class CaptureWriter:
-    """A capture that is being written; what `write` was given stands in the file after `flush`."""
+    """A capture that is being written; what `write` was given stands in the file after `flush`.
+
+    A file that was there is not touched before `begin`, since what it is opened for may still be refused; `discard`
+    leaves it as it was. It is emptied and not replaced: who reads along (tail -f) stays with it. Nobody has to call `begin`
+    who has no doubts: the first packet does, and so does the end.
+    """
 
     def __init__(self, path: str, where: str = "") -> None:
+        self.path = path
+        self._begun = False
         try:
-            self._file = open(path, "wb")  # noqa: SIM115 - it lives as long as its owner
+            descriptor, self._made = _open_untouched(path)
         except OSError as error:
             raise HostError(
                 where or path, f"cannot write {path}: {error.strerror}", "Name a file that may be written"
             ) from error
-        head = np.zeros(1, cap.pcap_file)
-        head["magic"], head["linktype"] = cap.PCAP_NANOSECONDS, cap.LINKTYPE_ETHERNET
-        head["major"], head["minor"] = cap.PCAP_VERSION
-        head["snaplen"] = PACKET_MAX
-        self._file.write(head.tobytes())
+        self._file = os.fdopen(descriptor, "wb")
+
+    def begin(self, again: bool = False) -> None:
+        """Begin the capture, in an empty file; or go on at its end, if we write it `again` and it is such a capture."""
+        if self._begun:
+            return
+        self._begun = True
+        head = _file_header()
+        regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)  # pipes and devices hold nothing
+        if again and regular and self._starts_with(head):
+            return
+        if regular:
+            os.ftruncate(self._file.fileno(), 0)
+        self._file.write(head)
+
+    def _starts_with(self, head: bytes) -> bool:
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            return file.read(len(head)) == head
+        return False
 
     def write(self, frame: bytes, time_ns: int | None = None) -> None:
         """Add a packet; without a time, it happened now."""
+        self.begin()
         seconds, fraction = divmod(time.time_ns() if time_ns is None else time_ns, SECOND)
         record = np.array([(seconds, fraction, len(frame), len(frame))], cap.pcap_record)
         self._file.write(record.tobytes() + frame)
 
     def flush(self) -> None:
+        self.begin()
         self._file.flush()
 
+    def discard(self) -> None:
+        """End what has not begun, and leave nothing behind. It does not fail."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+            if self._made and not self._begun:
+                os.unlink(self.path)
+
     def close(self) -> None:
-        self._file.close()
+        try:
+            self.begin()
+        finally:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open_untouched(path: str) -> tuple[int, bool]:
+    """Open a file to write at its end, with all that it holds; and whether it was not there."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    with contextlib.suppress(FileExistsError):
+        return os.open(path, flags | os.O_EXCL, 0o666), True
+    return os.open(path, flags, 0o666), False
+
+
+def _file_header() -> bytes:
+    """How each of our captures begins: pcap "File Header"."""
+    head = np.zeros(1, cap.pcap_file)
+    head["magic"], head["linktype"] = cap.PCAP_NANOSECONDS, cap.LINKTYPE_ETHERNET
+    head["major"], head["minor"] = cap.PCAP_VERSION
+    head["snaplen"] = PACKET_MAX
+    return head.tobytes()

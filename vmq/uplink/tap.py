@@ -4,7 +4,7 @@
 One queue a lane (IFF_MULTI_QUEUE with several), each a descriptor of /dev/net/tun in non-blocking mode. Frames carry
 the twelve-byte virtio header in little-endian order; TUNSETOFFLOAD 0 asks the host's stack to finish checksums and
 segments itself. A device that we made goes away with its last descriptor unless it is to persist; one that was there
-before is left as it is found, but for the bridge it was put into. linux-if_tun.h
+before is taken out of the bridge it was put into, and stays. linux-if_tun.h
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from vmq.config.records import Tap
 from vmq.dataplane import state
 from vmq.errors import HostError
 from vmq.uplink import link
-from vmq.uplink.base import ALIGN, Uplink, check_device, refusing, setting
+from vmq.uplink.base import ALIGN, check_device, refusing, setting
+from vmq.uplink.device import DeviceUplink
 
 CLONE = "/dev/net/tun"
 FEATURES = {"tap": IFF_TAP, "no_pi": IFF_NO_PI, "vnet_hdr": IFF_VNET_HDR, "multi_queue": IFF_MULTI_QUEUE}
@@ -61,18 +62,16 @@ _BRIDGE = {
 }
 
 
-class TapUplink(Uplink):
+class TapUplink(DeviceUplink):
     """Lanes on the queues of one TAP."""
 
     kind = "tap"
+    config: Tap
 
     def __init__(self, name: str, config: Tap, worker_count: int) -> None:
         super().__init__(name, config, worker_count)
-        self.config = config
-        self.index = 0
         self._joined = False
         self._made = False
-        check_device(self.place("device"), config.device)
         if config.bridge is not None:
             check_device(self.place("bridge"), config.bridge)
         try:
@@ -80,7 +79,7 @@ class TapUplink(Uplink):
             self._configure()
             self._buffers()
         except BaseException:
-            self.close()
+            self.discard()
             raise
 
     @property
@@ -117,15 +116,10 @@ class TapUplink(Uplink):
 
     def _configure(self) -> None:
         device, config = self.config.device, self.config
-        if config.mtu is not None:
-            with refusing(
-                self.place("mtu"), f"{device} does not take {config.mtu}", {}, "Choose a smaller MTU"
-            ):
-                link.set_mtu(device, config.mtu)
         known = link.describe(self.index)
         if known is None:
             raise HostError(self.place("device"), f"{device} went away", "Do not remove it while vmq runs")
-        self.set_mtu(known.mtu)
+        self._fit(known)
         if config.bridge is not None:
             self._join(config.bridge, known)
         with refusing(self.place("device"), f"cannot bring {device} up", _ATTACH, "Run with CAP_NET_ADMIN"):
@@ -190,6 +184,13 @@ class TapUplink(Uplink):
         if descriptor != state.NONE:
             with contextlib.suppress(OSError):
                 os.write(descriptor, bytes(net_hdr.itemsize) + frame)
+
+    def discard(self) -> None:
+        descriptor = int(self.lanes[0]["fd"])
+        if self._made and self.config.persist and descriptor != state.NONE:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(descriptor, TUNSETPERSIST, 0)
+        super().discard()
 
     def close(self) -> None:
         if self._joined and self.config.bridge is not None:

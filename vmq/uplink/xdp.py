@@ -67,7 +67,7 @@ class XdpUplink(PacketUplink):
         try:
             self._set_up(config)
         except BaseException:
-            self.close()
+            self.discard()
             raise
 
     def _set_up(self, config: Xdp) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 
 from tests.dataplane.rig import Rig
-from vmq.dataplane.clock import now
+from vmq.clock import now
 
 
 def test_the_clock_is_the_monotonic_clock():

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from vmq.abi.linux import CLOCK_MONOTONIC, timespec
-from vmq.jit import at, c_clock_gettime, int64, kernel
+from vmq.jit import at, int64, kernel, system_call
+
+c_clock_gettime = system_call("clock_gettime", 2)
 
 
 @kernel
