@@ -12,6 +12,7 @@ due, the receiver compares that with the same clock when it has seen the frame. 
 
     due        a frame each 1 / rate; shown at once, or as soon as the ring has room: the wait counts as its time
     skipped    due while a whole ring of frames was due already: never shown, and counted
+    away       due while the processor was somebody else's (AWAY_NS): offered to nobody, and not counted
 
 So a system that stops taking frames is not asked less often while it does. Without a rate a frame is due when shown.
 """
@@ -188,7 +189,7 @@ def compile_kernels() -> None:
 
 
 class Crowd:
-    """Guests of all sockets of a system, or of the first `guests`; `sends`: what some of them send, round and round.
+    """Guests of all sockets of a system; `sends`: what some of them send, round and round.
 
     `options`: of their Traffic. They hold what they send until `hold(on=False)`.
     """
