@@ -48,6 +48,7 @@ from vmq.dataplane.state import (
     QUEUE_STATE,
     RING_OBSERVED,
     byte_ring,
+    chain,
     engine,
     frame,
     lane,
@@ -215,9 +216,9 @@ def guest_round(t: Any, w: Any, number: int) -> int:
     if vq["enabled"]:
         taken = collect(t, w, owner, port, vq, ring, books, ready)
         forward(t, w, number, port)
-        chains = at(w["chains"], BURST, np.int64)
+        chains = at(w["chains"], BURST, chain)
         for index in range(taken):
-            give_back(vq, ring, chains[index], 0)
+            give_back(vq, ring, chains[index]["head"], 0)
     else:
         discard(vq, ring, books, ready)
     if publish(vq, ring):

@@ -224,7 +224,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("epoll_fd", i64), ("doorbell_fd", i64),
     ("frames", i64), ("heads", i64), ("pieces", i64), ("targets", i64),
     ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
-    ("claims", i64), ("chains", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
+    ("claims", i64), ("chains", i64), ("posted", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
     ("ready", i64), ("clock", i64), ("columns", i64),
     # The rings of guests (loop.guest_rounds): i64 queue numbers, the first `awake` of which are looked at in each round, and
     # of the others `turn` next; of which version they are; i32 rounds without a frame by queue; 1: wake them all.
@@ -346,6 +346,8 @@ todo = layout(
     32, ("first", i32), ("last", i32), ("count", i32), ("held", i32), ("kept", i32), ("excess", i32), ("aside", i32), ("closed", i32)
 )  # fmt: skip
 claim = layout(16, ("head", i64), ("length", i64))
+# A chain that was read ahead. `address`: where its one buffer lies, all `length` bytes of it; 0: not that simple, `walk` it.
+chain = layout(24, ("head", i64), ("address", i64), ("length", i64))
 
 # A byte ring (handover.py): one writer, one reader, their indices on lines of their own.
 byte_ring = layout(
