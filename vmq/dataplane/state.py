@@ -46,6 +46,7 @@ MAX_VPORTS = 2048
 MAX_QUEUES = 16384
 MAX_LANES = 1024
 MAX_LEARN = 16
+WAITING = 8  # receive queues whose frames wait in one hand-over ring, and are remembered
 HANDOVER_RINGS = 2 * MAX_WORKERS * MAX_WORKERS
 NONE = -1
 EPOCH_GONE = 1 << 62  # what a worker that has left announces
@@ -353,7 +354,8 @@ chain = layout(24, ("head", i64), ("address", i64), ("length", i64))
 byte_ring = layout(
     192,
     ("head", i64), ("kept", i64), ("lost", i64), ("writer_pad", u8, (40,)),  # bytes ever written; a capture's frames: the writer
-    ("tail", i64), ("reader_pad", u8, (56,)),  # bytes ever read: the reader
+    # The reader: bytes ever read; up to where all others wait for buffers, for which receive queues, by which tables.
+    ("tail", i64), ("seen", i64), ("version", i64), ("waiting_count", i32), ("waiting", i32, (WAITING,)), ("reader_pad", u8, (4,)),
     ("size", i64), ("data", i64), ("rest", u8, (48,)),
 )  # fmt: skip
 parcel = layout(
