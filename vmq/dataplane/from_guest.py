@@ -25,6 +25,7 @@ from vmq.abi.ethernet import (
     VLAN_HLEN,
     VLAN_VID_MASK,
 )
+from vmq.abi.layout import offset
 from vmq.abi.virtio import NET_HDR_F_NEEDS_CSUM, net_hdr
 from vmq.clock import now
 from vmq.dataplane.classify import lookup, mac_at, owner_of
@@ -66,7 +67,7 @@ from vmq.jit import at, copy_short, int64, kernel, peek, poke
 
 HEADER = net_hdr.itemsize
 ADMITTED = 0
-OFFLOADED = 0xFF00 | NET_HDR_F_NEEDS_CSUM  # of the first two bytes of a packet header: flags, gso_type
+GSO_TYPE = offset(net_hdr, "gso_type")
 
 
 @kernel
@@ -216,7 +217,7 @@ def take_at_once(w: Any, port: Any, number: int, row: Any, ahead: Any) -> bool:
     host, length = int64(ahead["address"]), int64(ahead["length"]) - HEADER
     if host == 0 or length < ETH_HLEN or length > port["frame_max"] or w["captures"]:
         return False
-    if int64(peek(host, np.uint16)) & OFFLOADED:
+    if int64(peek(host, np.uint8)) & NET_HDR_F_NEEDS_CSUM or peek(host + GSO_TYPE, np.uint8):
         return False
     head = min(length, HEAD)
     address = int64(w["heads"]) + int64(w["frame_count"]) * HEAD_STRIDE
