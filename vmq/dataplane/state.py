@@ -227,6 +227,8 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
     ("claims", i64), ("chains", i64), ("posted", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
     ("ready", i64), ("clock", i64), ("columns", i64),
+    # How long it looks for work before it sleeps, ns, since when it has; times that its processor was taken away (patience.py).
+    ("patience", i64), ("idle_since", i64), ("switches", i64), ("usage", i64),
     # The rings of guests (loop.guest_rounds): i64 queue numbers, the first `awake` of which are looked at in each round, and
     # of the others `turn` next; of which version they are; i32 rounds without a frame by queue; 1: wake them all.
     ("order", i64), ("awake", i64), ("turn", i64), ("ordered", i64), ("quiet", i64), ("eager", i64),
