@@ -44,13 +44,15 @@ def alone(row: Any) -> Callable[..., None]:
 
 
 def test_who_was_woken_soon_looks_twice_as_long_up_to_a_limit(worker):
+    """At the start of a processor it is not patient at all."""
     taken_away(worker)
+    worker["patience"] = 0
     learned = alone(worker)
     lengths = []
-    for _ in range(5):
+    for _ in range(6):
         learned(LONGEST - 1, True)
         lengths.append(int(worker["patience"]))
-    assert lengths == [2 * SHORTEST, 4 * SHORTEST, 8 * SHORTEST, LONGEST, LONGEST]
+    assert lengths == [SHORTEST, 2 * SHORTEST, 4 * SHORTEST, 8 * SHORTEST, LONGEST, LONGEST]
 
 
 @pytest.mark.parametrize(("slept", "woken"), [(LONGEST, True), (1, False), (10**9, False)])

@@ -259,7 +259,7 @@ def note_waiting(ring: Any, number: int) -> None:
 def seen_before(t: Any, w: Any, ring: Any) -> int:
     """Up to where the ring need not be looked at: its frames wait for receive queues that have no buffer yet; else its tail."""
     tail, count = int64(ring["tail"]), int64(ring["waiting_count"])
-    if ring["version"] != t["epoch"] or ring["seen"] <= tail or count > WAITING:
+    if ring["version"] != t["epoch"] or ring["seen"] <= tail or not 0 < count <= WAITING:
         return tail
     for place in range(count):
         number = int64(ring["waiting"][place])
@@ -333,22 +333,21 @@ def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
 
 @kernel
 def keep_parcels(t: Any, w: Any, address: int, end: int, own: int) -> int:
-    """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`."""
+    """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`; those that do in w["parked"]."""
     ring = at(address, 1, byte_ring)[0]
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
     frames = at(w["frames"], FRAMES, frame)
-    waits = int64(w["parked"])
     for index in range(w["delivery_count"]):
         if deliveries[index]["done"]:
             place = int64(frames[deliveries[index]["frame"]]["address"]) - PARCEL
             pass_over(w, at(place, 1, parcel)[0], own)
         else:
             note_waiting(ring, int64(deliveries[index]["queue"]))
-            waits += 1
+            w["parked"] += 1
     size, tail = int64(ring["size"]), int64(ring["tail"])
-    if waits == 0:
-        return end
     ring["seen"], ring["version"] = end, t["epoch"]
+    if w["parked"] == 0:
+        return end
     while tail < end:
         header = at(int64(ring["data"]) + (tail & (size - 1)), 1, parcel)[0]
         length = int64(header["size"])

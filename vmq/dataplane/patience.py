@@ -38,7 +38,7 @@ def learn(w: Any, slept: int, woken: bool) -> None:
     """How long to look next time, after a sleep of so many nanoseconds."""
     wanted = taken_away(w)
     if woken and slept < LONGEST and not wanted:
-        w["patience"] = min(2 * int64(w["patience"]), LONGEST)
+        w["patience"] = min(max(2 * int64(w["patience"]), SHORTEST), LONGEST)
     else:
         w["patience"] = SHORTEST
 
