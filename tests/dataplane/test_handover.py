@@ -434,7 +434,8 @@ def test_frames_that_wait_are_not_looked_at_until_their_guest_posts_buffers(wait
 @example(limit=4, posts=[(0, 8, 0), (0, 1, 1), (0, 9, 1)])
 def test_frames_that_wait_arrive_in_order_however_few_a_round_takes(own, limit, posts):
     """In the ring of a processor to itself, and in one from another; what a guest has buffers for has arrived."""
-    frames, arrived, posted = 40, ([], []), [0, 0]
+    frames, posted = 40, [0, 0]
+    arrived: tuple[list[int], list[int]] = ([], [])
     data = [numbered((B, C)[number % 2], A, number) for number in range(frames)]
     with Rig(workers=2) as rig:
         wire = rig.uplink(frames=[] if own else data, lossless=True)
