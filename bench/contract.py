@@ -76,6 +76,7 @@ class Load:
             raise RefusedError(f"a guest was too slow: {drops}")
         verdict = self.followers.verdict(sent)
         if not sent or not verdict.perfect:
+            drops |= {row["name"]: row["drops"] for row in self.running.show("uplinks") if row["drops"]}
             raise RefusedError(f"of {sent} frames: {faults(verdict)}, dropped by name: {drops}")
         return verdict
 

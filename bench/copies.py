@@ -27,10 +27,11 @@ from bench.systems import ENGINE_CPU
 from vmq.abi.layout import i64, rows
 from vmq.clock import now
 from vmq.dataplane import state
-from vmq.dataplane.to_guest import AHEAD, HEADER
+from vmq.dataplane.to_guest import HEADER
 from vmq.jit import address_of, at, compile_for, copy, copy_short, int64, kernel, prefetch
 
 GUESTS, TIMES = 4, 3
+AHEAD = 12  # buffers that memcpy looks ahead, where it does
 # By size of a frame: frames of the recording, receive buffers of all guests, bytes of each, rounds of a span.
 SIZES = {
     64: (131072, 32768, 2048, ROUNDS),

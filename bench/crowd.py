@@ -12,6 +12,7 @@ due, the receiver compares that with the same clock when it has seen the frame. 
 
     due        a frame each 1 / rate; shown at once, or as soon as the ring has room: the wait counts as its time
     skipped    due while a whole ring of frames was due already: never shown, and counted
+    away       due while the processor was somebody else's (AWAY_NS): offered to nobody, and not counted
 
 So a system that stops taking frames is not asked less often while it does. Without a rate a frame is due when shown.
 """
@@ -67,9 +68,10 @@ CONNECT_SECONDS, DRAIN_SECONDS, STILL_SECONDS = 30.0, 10.0, 0.1
 STAMP = 44  # where in a frame: behind the headers, on a whole word in guest memory
 SUBS = 32  # buckets an octave
 BUCKETS = 48 * SUBS
+AWAY_NS = 50_000  # a turn of the loop takes a few µs: in a longer one the processor was somebody else's
 
 CROWD = rows(("stop", i64), ("floods", i64), ("count", i64), ("to_own", i64), ("times", i64),
-             ("skipped", i64), ("paced", i64))  # fmt: skip
+             ("skipped", i64), ("paced", i64), ("looked", i64))  # fmt: skip
 
 
 @kernel
@@ -121,8 +123,14 @@ def receive_stamped(row: Any, flood: Any, ring: Any) -> int:
 
 @kernel
 def skip(row: Any, flood: Any) -> None:
-    """Move the schedule on: past what is due beyond a ring, which is skipped; to where it is, while held."""
+    """Move the schedule on: past what is due beyond a ring, which is skipped; to where it is, while held.
+
+    What became due while this loop was not running at all was never offered, to whichever system.
+    """
     rate, hold = int64(flood["rate"]), load_once(flood, "hold")
+    looked = int64(flood["started_ns"] + flood["elapsed_ns"])
+    away = looked - int64(row["looked"])
+    row["looked"] = looked
     if rate > 0:
         # In doubles, as in the guest: frames times nanoseconds may pass 2^63.
         behind = int64(float(flood["elapsed_ns"]) / NS * float(rate)) - int64(flood["sent"])
@@ -130,7 +138,8 @@ def skip(row: Any, flood: Any) -> None:
         moved = int64(float(beyond) / float(rate) * NS)
         flood["started_ns"] += moved
         flood["elapsed_ns"] -= moved
-        row["skipped"] += int64(0) if hold else beyond
+        absent = min(beyond, int64(float(away) / NS * float(rate))) if away > AWAY_NS else int64(0)
+        row["skipped"] += int64(0) if hold else beyond - absent
     if hold:
         row["paced"] = rate
 
@@ -180,7 +189,7 @@ def compile_kernels() -> None:
 
 
 class Crowd:
-    """Guests of all sockets of a system, or of the first `guests`; `sends`: what some of them send, round and round.
+    """Guests of all sockets of a system; `sends`: what some of them send, round and round.
 
     `options`: of their Traffic. They hold what they send until `hold(on=False)`.
     """

@@ -196,12 +196,12 @@ def _copy(typingctx: Any, to: Any, source: Any, count: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         byte, word = ir.IntType(8).as_pointer(), values[2].type
         target, origin = builder.inttoptr(values[0], byte), builder.inttoptr(values[1], byte)
-        is_long = builder.icmp_unsigned(">", values[2], word(LONG if _FAST else -1))
-        with builder.if_else(is_long, likely=False) as (long, other):
+        limit = word(LONG if _FAST else -1)  # -1: no range is longer
+        with builder.if_else(builder.icmp_unsigned(">", values[2], limit), likely=False) as (long, other):
             with long:
-                builder.asm(
-                    ir.FunctionType(ir.LiteralStructType([word] * 3), [word] * 3), *_MOVE, values, True
-                )
+                kind = ir.FunctionType(ir.LiteralStructType([word] * 3), [word] * 3)
+                if _FAST:
+                    builder.asm(kind, *_MOVE, values, True)
             with other:
                 cgutils.raw_memcpy(builder, target, origin, values[2], 1)
         return context.get_dummy_value()

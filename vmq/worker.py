@@ -16,7 +16,7 @@ import threading
 import time
 
 from vmq import linux
-from vmq.abi.linux import UIO_MAXIOV, epoll_event, iovec
+from vmq.abi.linux import UIO_MAXIOV, epoll_event, iovec, rusage
 from vmq.dataplane import loop, state
 from vmq.dataplane.match import columns
 from vmq.jit import address_of, at, compile_for
@@ -35,11 +35,13 @@ _SCRATCH = {
     "touched": state.DELIVERIES * 8,
     "outgoing": state.FRAMES * 8,
     "claims": state.CLAIMS * state.claim.itemsize,
-    "chains": state.BURST * 8,
+    "chains": state.BURST * state.chain.itemsize,
+    "posted": state.FRAMES * state.chain.itemsize,
     "iovecs": UIO_MAXIOV * iovec.itemsize,
     "header": 64,
     "scratch": 64,
     "clock": 64,
+    "usage": rusage.itemsize,
     "columns": columns.itemsize,
     "order": state.MAX_QUEUES * 8,
     "quiet": state.MAX_QUEUES * 4,
@@ -123,7 +125,7 @@ class Worker:
 
     @property
     def busy_ns(self) -> int:
-        """Time awake so far; the kernels add it up only when they fall asleep."""
+        """Time awake so far, without that in which it looked for work; the kernels add it up when they fall asleep."""
         awake = (
             0 if self.row["sleeping"] or not self.row["woke"] else time.monotonic_ns() - int(self.row["woke"])
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bench.crowd import (
+    AWAY_NS,
     BUCKETS,
     CROWD,
     RING_SIZE,
@@ -97,12 +98,23 @@ def test_time_beyond_all_buckets_is_in_the_last() -> None:
 def test_what_is_due_beyond_a_ring_is_skipped_and_counted(rate: int, left: int) -> None:
     """A second behind its rate; without a rate there is nothing to be behind."""
     row, flood = np.zeros(1, CROWD), np.zeros(1, FLOOD)
-    flood["rate"], flood["elapsed_ns"] = rate, NS
+    flood["rate"], flood["elapsed_ns"], row["looked"] = rate, NS, NS - AWAY_NS
     skip(row[0], flood[0])
 
     assert int(flood["elapsed_ns"][0]) * rate // NS == left
     assert flood["elapsed_ns"] + flood["started_ns"] == NS
     assert row["skipped"] == rate - left
+
+
+def test_what_becomes_due_while_the_loop_does_not_run_is_not_offered() -> None:
+    """Half a second of the second that is missing: the loop was there for the other half, and the ring was full."""
+    row, flood = np.zeros(1, CROWD), np.zeros(1, FLOOD)
+    flood["rate"], flood["elapsed_ns"], row["looked"] = 1_000_000, NS, NS // 2
+    skip(row[0], flood[0])
+
+    assert row["skipped"] == 500_000 - RING_SIZE
+    assert int(flood["elapsed_ns"][0]) // 1000 == RING_SIZE
+    assert row["looked"] == NS
 
 
 @pytest.mark.parametrize("sent", [0, 3 * RING_SIZE])

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import time
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,9 @@ from hypothesis import strategies as st
 from tests.dataplane.rig import (
     BROADCAST,
     HEADER,
-    INDIRECT,
     LINK_LOCAL,
     MULTICAST,
-    NEXT,
     NOBODY,
-    WRITE,
     A,
     B,
     C,
@@ -33,12 +31,11 @@ from tests.dataplane.rig import (
 )
 from vmq.abi.ethernet import mac_number
 from vmq.dataplane import state
-from vmq.dataplane.from_guest import collect, walk_at_once
+from vmq.dataplane.from_guest import ADMITTED, collect, take, take_at_once
 from vmq.dataplane.rounds import begin, forward
-from vmq.dataplane.split import walk
+from vmq.dataplane.split import read_ahead, walk
 from vmq.jit import at, int64
 
-REGION_END = 0x10000 + (1 << 18)
 NULL = "00:00:00:00:00:00"
 PREFIX = (0x0000_00FF_FFFF, 0x0000_0000_FC0E)  # 0e:fc:00/24
 FCOE = "0e:fc:00:01:02:03"
@@ -390,36 +387,69 @@ def test_each_field_of_a_chain_is_read_once():
         sender.memory.write(sender.from_guest.avail + 4, b"\xff" * 2 * sender.from_guest.size)
         forward(tables, worker, int64(sender.first_queue), port)
         assert receiver.received() == [data]
-        assert int(at(worker["chains"], 1, np.int64)[0]) == 0
+        assert int(at(worker["chains"], 1, state.chain)[0]["head"]) == 0
 
 
 # --- the common case -------------------------------------------------------------------------------------------------
 
 
 @interpreted
-@example(0, 0, REGION_END - 100, 101)
-@example(0, 0, REGION_END - 100, 100)
+@example(14, 0, 0, A, B, b"\x08\x00", 0, 1514)
+@example(63, 0, 0, A, B, b"\x08\x00", 9, 1514)
+@example(64, 0, 0, A, B, b"\x08\x00", 9, 64)
 @given(
-    head=st.sampled_from([0, 0, 0, 15, 16, 0xFFFF]),
-    flags=st.sampled_from([0, 0, WRITE, NEXT, INDIRECT, 8]),
-    where=st.sampled_from([0x20000, 0x10000, REGION_END - 100, REGION_END - 1, REGION_END, 0, 1 << 63]),
-    length=st.sampled_from([0, 1, 100, 1514, 0xFFFFFFFF]),
+    size=st.sampled_from([13, 14, 15, 60, 63, 64, 65, 66, 199, 200, 201, 204, 205]),
+    flags=st.sampled_from([0, 0, 0, 1, 2, 3]),
+    kind=st.sampled_from([0, 0, 0, 1, 3, 0x80]),
+    source=st.sampled_from([A, A, A, B, C, NULL, BROADCAST, FCOE]),
+    target=st.sampled_from([B, B, A, MULTICAST, BROADCAST]),
+    following=st.sampled_from([b"\x08\x00", b"\x08\x06", b"\x81\x00", b"\x88\xa8"]),
+    vlan=st.sampled_from([0, 0, 9]),
+    frame_max=st.sampled_from([60, 200, 1514]),
 )
-def test_a_chain_of_one_buffer_is_walked_at_once_as_always(head, flags, where, length):
-    """The plain way is the model: the same piece and length; or nothing was noted, and `walk` looks at it."""
-    with Rig() as rig:
-        sender = rig.vm(A, size=16)
-        sender.from_guest.describe(head % 16, where, length, flags, 1)
-        rig.publish()
-        tables, worker, port, vq, ring = rig.rows(sender, to_guest=False)
-        found = []
-        for way in (walk_at_once, partial(walk, writable=0)):
-            pieces = np.zeros(8, state.piece)
-            worker["steps_left"], worker["total"] = 100, 77
-            count = int(way(tables, worker, port, vq, ring, head=head, pieces=pieces, count=2))
-            found.append((count, pieces.tolist(), int(worker["total"]), int(worker["steps_left"])))
-        at_once, always = found
-        if flags == 0 and length and always[0] == 3:
-            assert at_once == always
-        else:
-            assert at_once == (state.NONE, [(0, 0)] * 8, 77, 100)
+def test_what_is_taken_at_once_is_taken_as_always_and_the_rest_is_left_alone(
+    size, flags, kind, source, target, following, vlan, frame_max
+):
+    """The plain way is the model: the same frame, copied and in pieces; or nothing was noted, and `take` judges it."""
+    macs = [bytes.fromhex(one.replace(":", "")) for one in (target, source)]
+    data = (b"".join(macs) + following + bytes(range(256)))[:size]
+    taken, always = frames_taken(data, bytes((flags, kind)), vlan, frame_max)
+    plain = source == A and target in (A, B) and following[0] == 8 and not flags & 1 and not kind
+    assert (taken is not None) == (plain and 14 <= size <= frame_max)
+    assert taken in (None, always)
+
+
+def frames_taken(data: bytes, header: bytes, vlan: int, frame_max: int) -> list[tuple[object, ...] | None]:
+    """What `take_at_once` makes of a frame, and what `walk` and `take` do: its row and its bytes; None of nothing."""
+    made: list[tuple[object, ...] | None] = []
+    for at_once in (True, False):
+        with Rig() as rig:
+            sender = rig.vm(A, size=16, vlan=vlan, frame_max=frame_max)
+            head = sender.send(data, header.ljust(HEADER, b"\0"))
+            rig.publish()
+            tables, worker, port, vq, ring = rig.rows(sender, to_guest=False)
+            begin(worker)
+            worker["steps_left"] = state.STEPS
+            row, pieces = np.zeros(1, state.frame)[0], at(worker["pieces"], 8, state.piece)
+            if at_once:
+                chains = np.zeros(1, state.chain)
+                read_ahead(tables, port, vq, ring, 0, chains, 1)
+                done = take_at_once(worker, port, sender.number, row, chains[0])
+                assert done or (not row.tobytes().strip(b"\0") and worker["piece_count"] == 0)
+                assert worker["piece_count"] == row["piece_count"]
+            else:
+                end = int(walk(tables, worker, port, vq, ring, head, 0, pieces, 0))
+                done = take(tables, worker, port, sender.number, row, 0, end) == ADMITTED
+            made.append(told(row, pieces) if done else None)
+    return made
+
+
+def told(row: Any, pieces: Any) -> tuple[object, ...]:
+    """A frame without addresses: its fields, the part of it that was copied, the part that was not."""
+    names = ("head", "length", "piece_count", "vid", "tci", "tagged", "source", "uplink")
+    rest = [pieces[row["piece_first"] + place] for place in range(row["piece_count"])]
+    parts = [(row["address"], row["head"])] + [(one["address"], one["length"]) for one in rest]
+    return (
+        *(int(row[name]) for name in names),
+        b"".join(ctypes.string_at(int(place), int(size)) for place, size in parts),
+    )

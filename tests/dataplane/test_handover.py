@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.dataplane.rig import BROADCAST, A, B, C, D, Rig, Vm, frame, interpreted, named, number_of, numbered
 from vmq.abi.ethernet import mac_number
-from vmq.dataplane import state
+from vmq.dataplane import handover, state
 from vmq.dataplane.handover import parcels_waiting, push
 from vmq.jit import address_of, at, int64
 from vmq.worker import make_ring, unmap_rings
@@ -393,6 +393,71 @@ def test_what_lies_in_the_default_queue_goes_before_what_comes_after_a_vm_has_it
         rig.run()
         assert [number_of(data) for data in vm.received()] == [77]
         assert int(at(int(rig.worker()["todo"]), state.MAX_QUEUES, state.todo)[vm.first_queue]["held"]) == 0
+
+
+@interpreted
+@pytest.mark.parametrize("waiting", [1, state.WAITING, state.WAITING + 1])
+def test_frames_that_wait_are_not_looked_at_until_their_guest_posts_buffers(waiting, monkeypatch):
+    """Of as many receive queues as are remembered; of more, all are looked at each time. Nobody else waits, order is kept."""
+    macs = [f"52:54:00:00:02:{number:02x}" for number in range(waiting)]
+    with Rig(workers=2) as rig:
+        wire = rig.uplink(frames=[numbered(to, D, n) for n in range(3) for to in (*macs, B)], lossless=True)
+        slow = [rig.vm(one, uplink=wire, workers=(1,)) for one in macs]
+        fast = rig.vm(B, uplink=wire, workers=(1,))
+        fast.post(4)
+        rig.publish()
+        rig.run()
+        assert [number_of(data) for data in fast.received()] == [0, 1, 2]
+        looked: list[int] = []
+
+        def looks(_t: Any, number: int, _generation: int) -> bool:
+            looked.append(number)
+            return True
+
+        monkeypatch.setattr(handover, "still_there", looks)
+        rig.step(1)
+        assert len(looked) == (0 if waiting <= state.WAITING else 3 * waiting)
+        for vm in reversed(slow):
+            for count, wanted in ((2, [0, 1]), (3, [2])):
+                vm.post(count)
+                rig.run()
+                assert [number_of(data) for data in vm.received()] == wanted
+
+
+@interpreted
+@pytest.mark.parametrize("own", [True, False])
+@given(
+    limit=st.integers(1, 5),
+    posts=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9), st.integers(0, 3)), max_size=20),
+)
+@example(limit=4, posts=[(0, 4, 1), (0, 9, 1), (0, 1, 1)])
+@example(limit=4, posts=[(0, 8, 0), (0, 1, 1), (0, 9, 1)])
+def test_frames_that_wait_arrive_in_order_however_few_a_round_takes(own, limit, posts):
+    """In the ring of a processor to itself, and in one from another; what a guest has buffers for has arrived."""
+    frames, posted = 40, [0, 0]
+    arrived: tuple[list[int], list[int]] = ([], [])
+    data = [numbered((B, C)[number % 2], A, number) for number in range(frames)]
+    with Rig(workers=2) as rig:
+        wire = rig.uplink(frames=[] if own else data, lossless=True)
+        sender = rig.vm(A, uplink=wire)
+        receivers = [rig.vm(mac, uplink=wire, workers=(0 if own else 1,)) for mac in (B, C)]
+        for vm in receivers:
+            vm.keep = frames
+        rig.publish()
+        rig.tables()["frame_limit"] = limit
+        for which, count, sent in [*posts, (0, 20, frames), (1, 20, frames)]:
+            for _ in range(sent if own else 0):
+                if data:
+                    sender.send(data.pop(0))
+            count = min(count, 20 - posted[which])
+            receivers[which].post(count)
+            posted[which] += count
+            rig.run()
+            for place, vm in enumerate(receivers):
+                arrived[place].extend(number_of(one) for one in vm.received())
+                there = (frames - len(data)) if own else frames
+                assert arrived[place] == list(range(place, there, 2))[: posted[place]]
+        assert [len(one) for one in arrived] == [20, 20]
 
 
 # --- the ring itself -----------------------------------------------------------------------------------------

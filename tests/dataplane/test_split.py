@@ -11,8 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.dataplane.rig import (
@@ -32,12 +33,14 @@ from tests.dataplane.rig import (
     Virtqueue,
     Vm,
     frame,
+    interpreted,
 )
 from vmq.dataplane import reasons, state
-from vmq.dataplane.split import ask_for_kicks, available, give_back, publish, refuse_kicks
+from vmq.dataplane.split import ask_for_kicks, available, give_back, publish, read_ahead, refuse_kicks, walk
 from vmq.jit import int64
 
 UNMAPPED = 1 << 40
+REGION_END = 0x10000 + (1 << 18)  # of a VM's own region, if nothing else is said
 REGIONS = [
     (0x10000, 0x20000),
     (0x30000, 0x8000),
@@ -499,3 +502,47 @@ def test_used_elements_stand_where_the_driver_looks(begin):
             lengths += [len(data) for data in vm.received()]
         assert lengths == [(60 + n % 40) for n in range(120)]
         assert vm.to_guest.used_index == (begin + 120) & 0xFFFF
+
+
+@interpreted
+@example([(0, 0, REGION_END - 100, 101)], 0)
+@example([(0, 0, REGION_END - 100, 100)], 0)
+@example([(0, WRITE, REGION_END - 100, 100), (1, WRITE, 0x10000, 64)], 0xFFFF)
+@given(
+    offered=st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 2, 15, 16, 0xFFFF]),
+            st.sampled_from([0, 0, WRITE, WRITE, NEXT, INDIRECT, 8]),
+            st.sampled_from([0x20000, 0x10000, REGION_END - 100, REGION_END - 1, REGION_END, 0, 1 << 63]),
+            st.sampled_from([0, 1, 100, 1514, 0xFFFFFFFF]),
+        ),
+        max_size=16,
+    ),
+    index=st.sampled_from([0, 9, 0xFFFF]),
+)
+def test_what_is_read_ahead_is_what_a_walk_finds(offered, index):
+    """A chain that counts as simple is one piece to `walk`, the same; nothing is taken."""
+    for to_guest in (True, False):
+        with Rig() as rig:
+            vm = rig.vm(A, size=16)
+            virtqueue = vm.to_guest if to_guest else vm.from_guest
+            virtqueue.reset(index)
+            vm.begin()
+            for head, flags, where, length in offered:
+                virtqueue.describe(head % 16, where, length, flags, 1)
+                virtqueue.offer(head)
+            rig.publish()
+            tables, worker, port, vq, ring = rig.rows(vm, to_guest=to_guest)
+            own, chains = WRITE if to_guest else 0, np.zeros(16, state.chain)
+            read_ahead(tables, port, vq, ring, own, chains, len(offered))
+            assert int(ring["next_avail"]) == index
+            for place, (head, *_) in enumerate(offered):
+                pieces = np.zeros(8, state.piece)
+                worker["steps_left"] = 100
+                count = int(walk(tables, worker, port, vq, ring, head, int(to_guest), pieces, 0))
+                found = [(int(chains[place]["address"]), int(chains[place]["length"]))]
+                simple = count == 1 and struct.unpack(
+                    "<H", vm.memory.read(virtqueue.desc + 16 * head + 12, 2)
+                ) == (own,)
+                assert int(chains[place]["head"]) == head
+                assert found == pieces[:1].tolist() if simple else found[0][0] == 0

@@ -28,6 +28,7 @@ from tests.dataplane.rig import (
     numbered,
 )
 from vmq.dataplane import state
+from vmq.dataplane.split import read_ahead
 from vmq.dataplane.to_guest import DELIVERED, place, place_at_once
 from vmq.jit import address_of, at
 
@@ -351,7 +352,9 @@ def test_what_is_placed_at_once_is_placed_as_always_and_the_rest_is_left_alone(
             parts = at(worker["pieces"], 2, state.piece)
             parts["address"], parts["length"] = address_of(data) + size - pieces + np.arange(2), 1
             if at_once:
-                outcomes.append(bool(place_at_once(tables, worker, port, vq, ring, row)))
+                ahead = np.zeros(1, state.chain)
+                read_ahead(tables, port, vq, ring, WRITE, ahead, 1)
+                outcomes.append(bool(place_at_once(worker, port, vq, ring, row, ahead[0])))
                 moved = (int(ring["next_used"]), int(ring["next_avail"])) != (0, 0)
                 untouched = before == vm.memory.contents() and not moved
             else:

@@ -72,6 +72,10 @@ IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x0100, 0x1000, 0x40
 timespec = layout(16, ("sec", i64), ("nsec", i64))
 CLOCK_MONOTONIC = 1
 
+# linux-resource.h: struct rusage; voluntary and involuntary context switches are its last two
+rusage = layout(144, ("others", u8, (128,)), ("voluntary", i64), ("involuntary", i64))
+RUSAGE_THREAD = 1
+
 # linux-signal.h: struct siginfo as SIGBUS fills it
 siginfo_fault = layout(24, ("signo", i32), ("errno", i32), ("code", i32), ("address", u64))
 SA_SIGINFO = 4

@@ -41,6 +41,7 @@ from vmq.dataplane.state import (
     PIECES,
     QUEUE_ACCOUNT,
     QUEUE_STATE,
+    WAITING,
     account,
     byte_ring,
     delivery,
@@ -131,12 +132,13 @@ def ring_of(w: Any, sender: int, owner: int, hold: int) -> int:
 
 
 @kernel
-def direct(t: Any, w: Any, number: int) -> bool:
-    """Whether this worker delivers to the receive queue at once, and not through a ring."""
+def direct(t: Any, w: Any, number: int, hold: int) -> bool:
+    """Whether this worker delivers to the receive queue at once, or puts aside (overload.py), and not through a ring."""
     row = at(t["queues"], t["queue_count"], queue)[number]
     if row["worker"] != w["index"] or row["shared"] or row["former"] != NONE:
         return False
-    return int64(at(w["todo"], MAX_QUEUES, todo)[number]["held"]) == 0
+    waits = at(w["todo"], MAX_QUEUES, todo)[number]
+    return bool(waits["held"] == 0 or (not hold and waits["held"] == waits["aside"]))
 
 
 @kernel
@@ -242,6 +244,41 @@ def no_room(t: Any, w: Any, number: int) -> bool:
 
 
 @kernel
+def note_waiting(ring: Any, number: int) -> None:
+    """Frames for a receive queue stay in the ring. Of more than WAITING none is remembered, and all are looked at again."""
+    count = int64(ring["waiting_count"])
+    for place in range(min(count, WAITING)):
+        if ring["waiting"][place] == number:
+            return
+    if count < WAITING:
+        ring["waiting"][count] = number
+    ring["waiting_count"] = min(count, WAITING) + 1
+
+
+@kernel
+def seen_before(t: Any, w: Any, ring: Any) -> int:
+    """Up to where the ring need not be looked at: its frames wait for receive queues that have no buffer yet; else its tail."""
+    tail, count = int64(ring["tail"]), int64(ring["waiting_count"])
+    if ring["version"] != t["epoch"] or ring["seen"] <= tail or not 0 < count <= WAITING:
+        return tail
+    for place in range(count):
+        number = int64(ring["waiting"][place])
+        if ours(t, w, number) == 1 and not no_room(t, w, number):
+            return tail
+    return int64(ring["seen"])
+
+
+@kernel
+def surplus(w: Any, ring: Any, own: int) -> int:
+    """Frames that have to make room for later ones, and are looked for from the oldest on."""
+    lists, total = at(w["todo"], MAX_QUEUES, todo), int64(0)
+    if own == OWN_KEPT:
+        for place in range(min(int64(ring["waiting_count"]), WAITING)):
+            total += int64(lists[ring["waiting"][place]]["excess"])
+    return total
+
+
+@kernel
 def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
     """Frames of one ring into the round, each noted for its queue; the tail to store when all are delivered."""
     ring = at(address, 1, byte_ring)[0]
@@ -253,7 +290,15 @@ def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
     w["parked"] = 0
     w["accepts"] = (int64(w["accepts"]) + 1) & (M32 >> 1)
     w["taken"] = NONE
+    seen = seen_before(t, w, ring)
+    if seen == tail:
+        ring["waiting_count"] = 0
+    excess = surplus(w, ring, own)
     while tail < head and w["frame_count"] < t["frame_limit"]:
+        if tail < seen and excess == 0:
+            tail = seen
+            w["parked"] += 1
+            continue
         place = int64(ring["data"]) + (tail & (size - 1))
         skip = int64(at(place, 1, np.int64)[0])
         if skip < 0:
@@ -270,16 +315,16 @@ def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
         if late or too_old(w, header, own):
             books["offered_to_guest"] += 1
             books["to_guest_drops"][TO_GUEST_NO_BUFFER] += 1
+            excess -= 0 if late else 1
             pass_over(w, header, own)
-        elif verdict == 1 and hold and no_room(t, w, number):
+        elif verdict == 0 or (verdict == 1 and hold and no_room(t, w, number)):
+            note_waiting(ring, number)
             w["parked"] += 1
         elif verdict == 1:
             index = int64(w["frame_count"])
             unwrap(w, frames[index], place)
             note(t, w, index, number)
             w["frame_count"] += 1
-        elif verdict == 0:
-            w["parked"] += 1
         else:
             books["to_guest_drops"][HANDOVER_MOVED] += 1
             pass_over(w, header, own)
@@ -287,20 +332,21 @@ def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
 
 
 @kernel
-def keep_parcels(w: Any, address: int, end: int, own: int) -> int:
-    """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`."""
+def keep_parcels(t: Any, w: Any, address: int, end: int, own: int) -> int:
+    """After delivery, the tail to store: in front of the first parcel that has to wait, else `end`; those that do in w["parked"]."""
     ring = at(address, 1, byte_ring)[0]
     deliveries = at(w["deliveries"], DELIVERIES, delivery)
     frames = at(w["frames"], FRAMES, frame)
-    waits = int64(w["parked"])
     for index in range(w["delivery_count"]):
         if deliveries[index]["done"]:
             place = int64(frames[deliveries[index]["frame"]]["address"]) - PARCEL
             pass_over(w, at(place, 1, parcel)[0], own)
         else:
-            waits += 1
+            note_waiting(ring, int64(deliveries[index]["queue"]))
+            w["parked"] += 1
     size, tail = int64(ring["size"]), int64(ring["tail"])
-    if waits == 0:
+    ring["seen"], ring["version"] = end, t["epoch"]
+    if w["parked"] == 0:
         return end
     while tail < end:
         header = at(int64(ring["data"]) + (tail & (size - 1)), 1, parcel)[0]

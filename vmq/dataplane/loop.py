@@ -4,7 +4,7 @@
         run ─► adopt the newest tables
             ─► one round for each source it owns: its lanes, the rings from other processors, its guests' rings
                  round:  take a burst ─► steer every frame ─► deliver queue by queue ─► send what leaves
-            ─► nothing to do for IDLE_ROUNDS: ask for kicks, look once more, epoll_wait
+            ─► nothing to do for a while (patience.py): ask for kicks, look once more, epoll_wait
 
 Tables change only between rounds; `epoch` tells control what this worker has let go of. No lock, no Python, no
 allocation. The only places that wait are epoll_wait and what a descriptor in non-blocking mode can take.
@@ -22,6 +22,7 @@ from vmq.dataplane.handover import (
     ring_of,
 )
 from vmq.dataplane.moderate import remind
+from vmq.dataplane.patience import found, learn, tired
 from vmq.dataplane.reasons import NO_FAULT
 from vmq.dataplane.replay import paced, until_due
 from vmq.dataplane.rounds import guest_round, lane_round, parcels_round
@@ -54,8 +55,6 @@ from vmq.jit import (
     store_release,
 )
 
-# Empty rounds before a worker sleeps: some 50 µs of polling. A guest that answers at once finds the worker awake.
-IDLE_ROUNDS = 64
 # A guest that has sent nothing for QUIET_ROUNDS rounds is silent: in each round QUIET_LOOKS of those are looked at and one in
 # QUIET_SHARE, and all of them in the first after a sleep, for somebody has kicked. With 256 silent guests a frame from the
 # wire costs half as much again otherwise: each look takes three lines of the cache.
@@ -222,12 +221,14 @@ def sleep(t: Any, w: Any) -> None:
     timeout = prepare_sleep(t, w)
     if timeout != 0:
         began = now(w)
-        w["busy_ns"] += began - int64(w["woke"])
+        until = int64(w["idle_since"]) if w["idle_since"] > w["woke"] else began  # to look for work is none
+        w["busy_ns"] += until - int64(w["woke"])
         w["sleeps"] += 1
-        if c_epoll_wait(w["epoll_fd"], w["ready"], READY, timeout) > 0:
-            w["wakeups"] += 1
+        woken = c_epoll_wait(w["epoll_fd"], w["ready"], READY, timeout) > 0
+        w["wakeups"] += 1 if woken else 0
         w["woke"] = now(w)
         w["slept_ns"] += int64(w["woke"]) - began
+        learn(w, int64(w["woke"]) - began, woken)
     w["eager"] = (
         1  # also when it did not sleep: who was asked for kicks with a frame standing there gives none for it
     )
@@ -250,10 +251,11 @@ def run(address: int) -> None:
             store_release(w, "epoch", t["epoch"])
             idle = int64(0)
         if (timed_rounds(t, w) if t["timed"] else all_rounds(t, w)) > 0:
+            found(w, idle)
             idle = int64(0)
-        else:
-            idle += 1
-        if idle > IDLE_ROUNDS:
+            continue
+        idle += 1
+        if tired(w, idle):
             sleep(t, w)
-            idle = int64(IDLE_ROUNDS // 2)
+            idle = int64(0)
     store_release(w, "epoch", EPOCH_GONE)

@@ -48,6 +48,7 @@ from vmq.dataplane.state import (
     QUEUE_STATE,
     RING_OBSERVED,
     byte_ring,
+    chain,
     engine,
     frame,
     lane,
@@ -98,11 +99,11 @@ def finish(t: Any, w: Any, hold: int, handed: int) -> None:
     lists = at(w["todo"], MAX_QUEUES, todo)
     for step in range(EXPECT_STEPS):
         for index in range(w["touched_count"]):
-            if handed or direct(t, w, touched[index]):
+            if handed or direct(t, w, touched[index], hold):
                 expect(t, w, touched[index], step)
     for index in range(w["touched_count"]):
         number = touched[index]
-        if handed or direct(t, w, number):
+        if handed or direct(t, w, number, hold):
             fill(t, w, number, hold, handed == 2)
         else:
             hand_over(t, w, number, hold)
@@ -156,10 +157,12 @@ def parcels_round(t: Any, w: Any, sender: int, hold: int) -> int:
         own = int64(OWN_KEPT if hold else OWN)
     tail = accept_parcels(t, w, address, own, hold)
     finish(t, w, hold, 2 if own == OWN_KEPT else 1)
-    tail = keep_parcels(w, address, tail, own)
+    parked = int64(w["parked"])
+    tail = keep_parcels(t, w, address, tail, own)
     # us: copy out, then tail | writer: reads tail, then writes over it.
     store_release(ring, "tail", tail)
-    return 1 if tail != before else 0
+    delivered = w["frame_count"] > w["parked"] - parked  # also from behind one that waits
+    return 1 if delivered or tail != before else 0
 
 
 @kernel
@@ -215,9 +218,9 @@ def guest_round(t: Any, w: Any, number: int) -> int:
     if vq["enabled"]:
         taken = collect(t, w, owner, port, vq, ring, books, ready)
         forward(t, w, number, port)
-        chains = at(w["chains"], BURST, np.int64)
+        chains = at(w["chains"], BURST, chain)
         for index in range(taken):
-            give_back(vq, ring, chains[index], 0)
+            give_back(vq, ring, chains[index]["head"], 0)
     else:
         discard(vq, ring, books, ready)
     if publish(vq, ring):

@@ -46,6 +46,7 @@ MAX_VPORTS = 2048
 MAX_QUEUES = 16384
 MAX_LANES = 1024
 MAX_LEARN = 16
+WAITING = 8  # receive queues whose frames wait in one hand-over ring, and are remembered
 HANDOVER_RINGS = 2 * MAX_WORKERS * MAX_WORKERS
 NONE = -1
 EPOCH_GONE = 1 << 62  # what a worker that has left announces
@@ -242,8 +243,10 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("epoll_fd", i64), ("doorbell_fd", i64),
     ("frames", i64), ("heads", i64), ("pieces", i64), ("targets", i64),
     ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
-    ("claims", i64), ("chains", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
+    ("claims", i64), ("chains", i64), ("posted", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
     ("ready", i64), ("clock", i64), ("columns", i64),
+    # How long it looks for work before it sleeps, ns, since when it has; times that its processor was taken away (patience.py).
+    ("patience", i64), ("idle_since", i64), ("switches", i64), ("usage", i64),
     # The rings of guests (loop.guest_rounds): i64 queue numbers, the first `awake` of which are looked at in each round, and
     # of the others `turn` next; of which version they are; i32 rounds without a frame by queue; 1: wake them all.
     ("order", i64), ("awake", i64), ("turn", i64), ("ordered", i64), ("quiet", i64), ("eager", i64),
@@ -364,12 +367,15 @@ todo = layout(
     32, ("first", i32), ("last", i32), ("count", i32), ("held", i32), ("kept", i32), ("excess", i32), ("aside", i32), ("closed", i32)
 )  # fmt: skip
 claim = layout(16, ("head", i64), ("length", i64))
+# A chain that was read ahead. `address`: where its one buffer lies, all `length` bytes of it; 0: not that simple, `walk` it.
+chain = layout(24, ("head", i64), ("address", i64), ("length", i64))
 
 # A byte ring (handover.py): one writer, one reader, their indices on lines of their own.
 byte_ring = layout(
     192,
     ("head", i64), ("kept", i64), ("lost", i64), ("writer_pad", u8, (40,)),  # bytes ever written; a capture's frames: the writer
-    ("tail", i64), ("reader_pad", u8, (56,)),  # bytes ever read: the reader
+    # The reader: bytes ever read; up to where all others wait for buffers, for which receive queues, by which tables.
+    ("tail", i64), ("seen", i64), ("version", i64), ("waiting_count", i32), ("waiting", i32, (WAITING,)), ("reader_pad", u8, (4,)),
     ("size", i64), ("data", i64), ("rest", u8, (48,)),
 )  # fmt: skip
 parcel = layout(
