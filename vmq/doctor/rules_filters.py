@@ -156,7 +156,12 @@ def _filtered(see: Situation, uplink: UplinkView, tagged: list[PortView]) -> Ite
     features = link.driver.features if link and link.driver else {}
     known = {one.vlan[0] for one in see.facts.links.values() if one.vlan and one.vlan[1] == device}
     stopped = [port for port in tagged if port.vlan not in known]
-    if uplink.kind in ("packet", "xdp") and features.get("rx-vlan-filter") and not uplink.promiscuous and stopped:
+    if (
+        uplink.kind in ("packet", "xdp")
+        and features.get("rx-vlan-filter")
+        and not uplink.promiscuous
+        and stopped
+    ):
         yield found(
             uplink.label,
             Evidence(f"ethtool -k {device}: rx-vlan-filter", "on", "off, or a VLAN device for each VLAN"),
