@@ -26,7 +26,10 @@ HISTOGRAM = {
 ROWS: dict[str, list[dict[str, Any]]] = {
     "vms": [{"name": "web", "state": "running", "connects": 1}, {"name": 'a"\\\nb', "state": "listening", "connects": 0}],
     "queues": [QUEUE],
-    "uplinks": [{"name": "lan", "frames_from_wire": 1, "drops": {}}],
+    "uplinks": [
+        {"name": "lan", "frames_from_wire": 1, "drops": {}},
+        {"name": "nic", "frames_from_wire": 2, "drops": {}, "verdicts": {"steered": 2, "group": 0}},
+    ],
     "processors": [
         {"cpu": 3, "rounds": 1, "bursts": 1, "sleeps": 1, "wakeups": 1, "busy_ratio": 0.25},
         {"cpu": 4, "rounds": 0, "bursts": 0, "sleeps": 0, "wakeups": 0, "busy_ratio": None},
@@ -89,6 +92,7 @@ def test_counters_have_the_names_of_the_views(parsed: tuple[dict[str, str], Samp
     assert ("vmq_processor_busy_ratio", (("processor", "4"),)) not in samples
     assert samples["vmq_vm_state", (("vm", "web"), ("state", "running"))] == 1
     assert "vmq_uplink_drops_total" not in kinds
+    assert samples["vmq_uplink_verdicts_total", (("uplink", "nic"), ("verdict", "steered"))] == 2
 
 
 def test_a_name_may_hold_anything(parsed: tuple[dict[str, str], Samples]):

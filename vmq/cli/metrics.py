@@ -85,6 +85,14 @@ def exposition(views: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             for name, count in sorted(row["drops"].items())
         ]
         yield from family(f"vmq_{noun}_drops_total", "counter", f"{noun}: frames that went no further", drops)
+    verdicts = [
+        ({**_labels("uplinks", row), "verdict": name}, count)
+        for row in views["uplinks"]
+        for name, count in row.get("verdicts", {}).items()
+    ]
+    yield from family(
+        "vmq_uplink_verdicts_total", "counter", "uplink: frames by verdict of its program", verdicts
+    )
     states = [({**_labels("vms", row), "state": row["state"]}, 1) for row in views["vms"]]
     yield from family("vmq_vm_state", "gauge", "vm: 1 at the state that it is in", states)
     busy = [
