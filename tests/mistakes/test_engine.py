@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -285,5 +284,3 @@ def test_d27_no_driver_offers_more_than_another(engine: Made, doctor: Doctor) ->
     assert placed["vm a"] == placed["vm b"]
     assert placed["vm a"][0] == "switched"
     assert doctor.statuses("D27") == {"not_applicable"}
-    engine.says('[uplink.lan]\nkind = "xdp"\ndevice = "eth0"\n')
-    assert re.search(r"\[uplink.lan\] kind", engine.told())

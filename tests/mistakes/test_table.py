@@ -210,8 +210,7 @@ PROOFS = {
     ),
     "D27": Proof(
         IMPOSSIBLE
-        + "every receive queue is placed alike, whatever driver carries it, and the configuration refuses a kind that "
-        "would ask for more",
+        + "every receive queue is placed alike, whatever driver carries it, and no key asks for more",
         {ENGINE: ("test_d27_no_driver_offers_more_than_another",)},
     ),
     "D28": Proof(
