@@ -73,6 +73,7 @@ class Kernel:
         self.spare = at(self.memory(8 * SIZE), SIZE, np.int64)
         self.spare[:] = np.arange(SIZE, 2 * SIZE) * CHUNK
         self.row["spare"], self.row["spare_count"] = address_of(self.spare), SIZE
+        self.row["lengths"], self.row["counted"] = self.memory(8 * SIZE), start
         self.fill.produce(*(np.arange(SIZE) * CHUNK))
         self.free = self.fill.consume()
 
@@ -146,6 +147,8 @@ def test_a_frame_is_laid_down_whole_with_its_tag():
     worker.put(plain(2, 61))
     worker.transmit(kernel.lane)
     one, other = kernel.sent()
+    worker.receive(kernel.lane)
+    assert worker.state_of(kernel.lane)["bytes_to_wire"] == 1514 + 61  # as everywhere: without the tag
     assert one == plain(1, 1514)[:12] + b"\x81\0\x60\x07" + plain(1, 1514)[12:]
     assert other == plain(2, 61)
 
@@ -157,8 +160,11 @@ def test_what_finds_no_chunk_or_is_too_long_is_named():
         worker.put(plain(number))
     worker.transmit(kernel.lane)
     assert worker.drops(kernel.lane) == {"to_wire_error": 1, "to_wire_full": 2}
-    assert worker.state_of(kernel.lane)["frames_to_wire"] == SIZE
+    assert worker.state_of(kernel.lane)["frames_to_wire"] == 0  # the kernel has not looked yet
     assert len(kernel.sent()) == SIZE
+    worker.receive(kernel.lane)
+    counted = worker.state_of(kernel.lane)
+    assert (counted["frames_to_wire"], counted["bytes_to_wire"]) == (SIZE, SIZE * len(plain(0)))
 
 
 def test_the_kernel_is_called_when_it_wants_to_be_and_a_refusal_is_named():
@@ -166,14 +172,19 @@ def test_the_kernel_is_called_when_it_wants_to_be_and_a_refusal_is_named():
     kernel, worker = Kernel(), Round()
     worker.put(plain(1))
     worker.transmit(kernel.lane)
-    assert (kernel.row["kicks"], kernel.row["refused"]) == (0, 0)
+    shown = worker.state_of(kernel.lane)
+    assert (kernel.row["kicks"], shown["refused"]) == (0, 0)
     kernel.transmit.flags[0] = xdp.XDP_RING_NEED_WAKEUP
     for _ in range(2):
         worker.begin()
         worker.put(plain(2))
         worker.transmit(kernel.lane)
     assert kernel.row["kicks"] == 3
-    assert kernel.row["refused"] < 0
+    assert shown["refused"] < 0
     assert worker.drops(kernel.lane) == {"to_wire_error": 1}  # the first of the two was in the ring already
-    assert worker.state_of(kernel.lane)["pending"] == 0
+    assert (shown["pending"], shown["frames_to_wire"]) == (2, 0)
+    assert worker.receive(kernel.lane) == 0
+    assert kernel.row["kicks"] == 3  # not for what waits
     assert kernel.sent() == [plain(1), plain(2)]
+    worker.receive(kernel.lane)
+    assert shown["frames_to_wire"] == 2

@@ -11,11 +11,11 @@ from typing import Any
 from tests.doctor.hosts import DB, LAN, qemu, record, vm
 from vmq.config import Config, parse
 from vmq.doctor import Facts, Machine, Situation, examine
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.finding import Finding
 from vmq.doctor.hands import Hands
 from vmq.doctor.history import History
 from vmq.doctor.treatment import Cure, Result, Treatment, check, prescribe
+from vmq.ethtool import Driver
 
 CPU, NET = "sys/devices/system/cpu", "sys/class/net"
 FOUR = {f"{CPU}/online": "0-3"} | {

@@ -13,8 +13,8 @@ import pytest
 from tests.doctor.hosts import DB, EIGHT, LAN, WEB, host, links, nic, qemu, see, vm
 from vmq.doctor import catalogue
 from vmq.doctor.catalogue import CATALOGUE, Report, examine
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.situation import Situation
+from vmq.ethtool import Driver
 
 CODES = [f"D{number:02}" for number in range(1, 35)]
 KINDS = {"plan", "live", "probe", "prove"}

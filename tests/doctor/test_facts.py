@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.hosts import record
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.facts import Bond, Cpu, Facts, Link, text
+from vmq.ethtool import Driver
 
 CPU, NET = "sys/devices/system/cpu", "sys/class/net"
 FILES = {

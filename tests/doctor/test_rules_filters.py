@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.doctor.hosts import DB, LAN, WEB, host, links, nic, only, qemu, see, statuses, vm
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.facts import Facts, Link
 from vmq.doctor.rules_filters import (
     blame,
@@ -19,6 +18,7 @@ from vmq.doctor.rules_filters import (
     wrong_vlan,
 )
 from vmq.doctor.situation import Situation
+from vmq.ethtool import Driver
 
 STRANGER = "52:54:00:00:00:99"
 TWO = LAN + vm("web", WEB, uplink="lan", vlan=10) + vm("db", DB, uplink="lan", vlan=10)
@@ -151,6 +151,10 @@ def test_an_uplink_with_and_without_vlan_offload() -> None:
     assert statuses(tags_in_software(see(TWO, stripping(None)))) == ["unknown"]
     untagged = LAN + vm("web", uplink="lan")
     assert statuses(tags_in_software(see(untagged, stripping({})))) == ["not_applicable"]
+    program = TWO.replace('"packet"', '"xdp"')  # which sees no tags that were taken off
+    assert statuses(tags_in_software(see(program, stripping({"rx-vlan-hw-parse": False})))) == [
+        "not_applicable"
+    ]
 
 
 # --- addresses ----------------------------------------------------------------------------------------------

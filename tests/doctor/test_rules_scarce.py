@@ -10,12 +10,12 @@ import pytest
 
 from tests.doctor.hosts import DB, LAN, host, links, nic, only, see, statuses, vm
 from vmq.dataplane.state import MAX_QUEUES, MAX_VPORTS
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.finding import Outcome
 from vmq.doctor.rules_queues import not_in_effect
 from vmq.doctor.rules_scarce import disabled, held_idle, left_without, shares, stale_ids, swallowed, too_many
 from vmq.doctor.situation import PortView, Situation
 from vmq.doctor.steps import edit
+from vmq.ethtool import Driver
 from vmq.placement import QUEUES_MAX, VMS_MAX
 
 RULES = {"D06": not_in_effect, "D08": too_many, "D10": left_without, "D11": held_idle}

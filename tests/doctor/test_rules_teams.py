@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 from tests.doctor.hosts import EIGHT, bond, host, links, nic, only, see, statuses, vm
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.facts import Facts, Link
 from vmq.doctor.finding import Evidence
 from vmq.doctor.rules_teams import (
@@ -19,6 +18,7 @@ from vmq.doctor.rules_teams import (
     teams,
     unlike,
 )
+from vmq.ethtool import Driver
 
 THREE = "".join(f'[uplink.{name}]\nkind = "packet"\ndevice = "{name}"\n' for name in ("a", "b", "c"))
 BOND = '[uplink.lan]\nkind = "packet"\ndevice = "bond0"\n'

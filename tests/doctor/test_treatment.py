@@ -13,12 +13,12 @@ from tests.doctor.hosts import DB, LAN, WEB, qemu, vm
 from tests.doctor.lab import CPU, ENGINE, FOUR, MISTAKES, SLEEPS, SOCKET, THREADS, Lab, nic
 from vmq.config import Config, parse
 from vmq.doctor import Machine, Situation, examine
-from vmq.doctor.ethtool import Driver
 from vmq.doctor.history import History
 from vmq.doctor.steps import Command, Write
 from vmq.doctor.treatment import Result, Treatment, prescribe, take_back
 from vmq.dynamic import first_holders
 from vmq.errors import HostError, VmqError
+from vmq.ethtool import Driver
 
 
 @pytest.fixture
@@ -132,8 +132,8 @@ def test_an_offload_of_a_device(tmp_path: Path, history: History, monkeypatch: p
     lab = Lab(tmp_path, LAN + vm("web", uplink="lan", vlan=10), FOUR | nic("eth0"))
     features = {"rx-vlan-filter": True}
     lab.driver = lambda device: Driver("ixgbe", features=dict(features)) if device == "eth0" else None
-    monkeypatch.setattr("vmq.doctor.ethtool.describe", lab.driver)
-    monkeypatch.setattr("vmq.doctor.ethtool.switch", lambda _, name, *, on: features.update({name: on}))
+    monkeypatch.setattr("vmq.ethtool.describe", lab.driver)
+    monkeypatch.setattr("vmq.ethtool.switch", lambda _, name, *, on: features.update({name: on}))
 
     assert [one.status for one in lab.treat(history, lab.cures("D12", uncertain=True))] == ["fixed"]
     assert features == {"rx-vlan-filter": False}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.engine.configs import configs
 from vmq.config import Config, Memory, Pcap, Tap, Vm
-from vmq.config.records import Packet
+from vmq.config.records import Packet, Xdp
 from vmq.engine.plan import (
     Action,
     AddVm,
@@ -81,6 +81,7 @@ FILES = st.sampled_from((None, "/x.pcap", "/y.pcap"))
 WIRES = st.one_of(
     st.builds(Tap, device=st.sampled_from(("eth7", "eth8"))),
     st.builds(Packet, device=st.sampled_from(("eth7", "eth8")), promiscuous=st.booleans()),
+    st.builds(Xdp, device=st.sampled_from(("eth7", "eth8")), promiscuous=st.booleans()),
     st.builds(Pcap, read=FILES, write=FILES, repeat=st.integers(1, 2)),
 )
 
@@ -88,7 +89,7 @@ WIRES = st.one_of(
 @st.composite
 def wires(draw: st.DrawFn) -> Config:
     """Uplinks that want the same devices and files as those of another such configuration, each with a VM."""
-    uplinks: dict[str, Tap | Packet | Pcap] = {}
+    uplinks: dict[str, Tap | Packet | Xdp | Pcap] = {}
     for name in draw(st.permutations(("lan", "wan", "man")))[: draw(st.integers(0, 3))]:
         one = draw(WIRES)
         if not any(needs(one) & holds(other) or holds(one) & needs(other) for other in uplinks.values()):
@@ -201,6 +202,8 @@ def test_what_can_be_opened_beside_the_old_uplink_is_opened_before_anybody_is_di
         (LAN, Memory(count=0, mtu=1400)),
         (Tap(device="tap0"), Tap(device="tap1")),
         (Packet(device="eth7"), Packet(device="eth7", mtu=1400)),
+        (Packet(device="eth7"), Xdp(device="eth7")),
+        (Xdp(device="eth7"), Packet(device="eth7")),
     ):
         assert plan(config({"lan": old}, a=vm), config({"lan": new}, a=vm)) == (
             PrepareUplink("lan", new),
@@ -215,13 +218,19 @@ def test_what_can_be_opened_beside_the_old_uplink_is_opened_before_anybody_is_di
 
 def test_a_renamed_uplink_waits_for_its_device():
     """So does a capture that is written."""
-    for one in (Tap(device="tap0"), Pcap(write="/tmp/x.pcap")):
+    for one in (Tap(device="tap0"), Xdp(device="eth7"), Pcap(write="/tmp/x.pcap")):
         old, new = config({"lan": one}), config({"wan": one}, a=with_(A, uplink="wan"))
         assert plan(old, new) == (
             CloseUplink("lan"),
             OpenUplink("wan", one),
             AddVm("a", with_(A, uplink="wan")),
         )
+
+
+def test_a_device_has_one_program_at_a_time():
+    """So an xdp uplink that changes is closed before it is opened again."""
+    old, new = Xdp(device="eth7"), Xdp(device="eth7", zero_copy="off")
+    assert plan(config({"lan": old}), config({"lan": new})) == (CloseUplink("lan"), OpenUplink("lan", new))
 
 
 def test_a_capture_is_read_when_its_writer_is_closed():

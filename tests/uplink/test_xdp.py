@@ -7,99 +7,37 @@ import json
 import os
 import socket
 import struct
-import time
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 
 from tests.dataplane.harness_wire import Round, plain
+from tests.uplink.harness_xdp import (
+    BROADCAST,
+    VM,
+    on_egress,
+    opened,
+    program_on,
+    raw,
+    refusal,
+    settings,
+    tagged,
+    until,
+    wait_for,
+    with_tag,
+)
 from tests.vm.lab.netns import Namespace
+from vmq import ethtool
 from vmq.abi import bpf
 from vmq.abi.ethernet import mac_number
-from vmq.abi.linux import PACKET_AUXDATA, SOL_PACKET, TP_STATUS_VLAN_VALID
-from vmq.bpf.assembler import FP, R0, R1, R2, R3, Code
+from vmq.bpf.assembler import R0, R1, R2, Code
 from vmq.bpf.link import Link
 from vmq.bpf.program import Program
-from vmq.config.records import Xdp
 from vmq.dataplane import state
-from vmq.errors import ConfigError
 from vmq.uplink import link
-from vmq.uplink.xdp import XdpUplink
+from vmq.uplink.xdp_device import STRIPPING
 
 pytestmark = pytest.mark.root
-PATIENCE = 20
-VM = mac_number("52:54:00:00:00:01")  # whom `plain` addresses
-BROADCAST = b"\xff" * 6
-
-
-@pytest.fixture
-def wires() -> Iterator[tuple[Namespace, Namespace]]:
-    """The engine's host with `left0`, and at its other end `peer0`, which leaves tags and checksums in its frames."""
-    with Namespace("engine") as engine, Namespace("peer") as peer:
-        for host in (engine, peer):
-            host.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
-        engine.veth("left0", peer, "peer0")
-        yield engine, peer
-
-
-def opened(engine: Namespace, workers: int = 1, **settings: Any) -> XdpUplink:
-    config = Xdp(device="left0", **{"prepared": True, **settings})
-    return engine.call(lambda: XdpUplink("lan", config, workers))
-
-
-def raw(host: Namespace, device: str) -> socket.socket:
-    def make() -> socket.socket:
-        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        made.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-        made.bind((device, 3))
-        made.settimeout(PATIENCE)
-        return made
-
-    return host.call(make)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def wait_for(worker: Round, lane: object, count: int) -> list[bytes]:
-    frames: list[bytes] = []
-
-    def enough() -> bool:
-        frames.extend(worker.drain(lane))
-        return len(frames) >= count
-
-    until(enough)
-    return frames
-
-
-def program_on(host: Namespace) -> dict[str, Any] | None:
-    (shown,) = json.loads(host.run("ip", "-json", "link", "show", "left0"))
-    found: dict[str, Any] | None = shown.get("xdp")
-    return found
-
-
-def settings(engine: Namespace, uplink: XdpUplink) -> dict[str, tuple[Any, Any, str]]:
-    return {
-        row["name"]: (row["requested"], row["effective"], row["why"])
-        for row in engine.call(uplink.status)["settings"]
-    }
-
-
-def with_tag(host: socket.socket) -> bytes:
-    """The next frame, its tag where it was on the wire: the kernel has put it beside the frame."""
-    frame, told, _, _ = host.recvmsg(2000, 100)
-    (status, *_, tci, tpid) = struct.unpack("=IIIHHHH", told[0][2])
-    return tagged(frame, f"{tpid:04x}{tci:04x}") if status & TP_STATUS_VLAN_VALID else frame
-
-
-def tagged(data: bytes, tag: str) -> bytes:
-    return data[:12] + bytes.fromhex(tag) + data[12:]
 
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
@@ -198,7 +136,7 @@ def test_the_host_answers_as_before(wires: tuple[Namespace, Namespace]) -> None:
     peer.run("ethtool", "-K", "peer0", "tx", "off", "txvlan", "off", check=False)
     with closing(opened(engine)) as uplink:
         uplink.follow({(VM, 0)})
-        assert "0% packet loss" in peer.run("ping", "-c", "3", "-i", "0.2", "-W", "5", "10.9.0.1")
+        assert " 0% packet loss" in peer.run("ping", "-c", "3", "-i", "0.2", "-W", "5", "10.9.0.1")
 
 
 def test_the_map_follows_the_receive_filters(wires: tuple[Namespace, Namespace]) -> None:
@@ -266,61 +204,29 @@ def chosen_queue(host: Namespace, queue: int) -> closing[Link]:
     return on_egress(host, code)
 
 
-def on_egress(host: Namespace, code: Code) -> closing[Link]:
-    with Program(bpf.BPF_PROG_TYPE_SCHED_CLS, "test", code) as program:
-        return closing(host.call(lambda: Link(program, link.index_of("peer0"), hook=bpf.BPF_TCX_EGRESS)))
-
-
-def test_a_veth_hands_over_tags_beside_the_frame_which_is_why_it_is_not_taken_unprepared(
-    wires: tuple[Namespace, Namespace],
-) -> None:
-    """The fact that the refusal rests on: a tag that the other end's stack has set is invisible to a program."""
-    engine, peer = wires
-    code = Code()
-    code.let(R2, "=", 0x0081)
-    code.let(R3, "=", 5)
-    code.call(bpf.BPF_FUNC_skb_vlan_push)
-    code.let(R0, "=", bpf.TCX_NEXT)
-    code.exit()
-    assert FP == 10
-    with on_egress(peer, code), raw(peer, "peer0") as host:
-        with closing(opened(engine)) as uplink:
-            uplink.follow({(VM, 0)})
-            host.send(plain(1))
-            assert wait_for(Round(), uplink.lanes[0], 1) == [plain(1)]  # and the tag is gone
-        with closing(opened(engine, prepared=False)) as uplink:
-            uplink.follow({(VM, 0)})
-            host.send(plain(1))
-            assert wait_for(Round(), uplink.lanes[0], 1) == [tagged(plain(1), "81000005")]
-            asked, used, why = settings(engine, uplink)["mode"]
-            assert (asked, used) == ("auto", "packet sockets")
-            assert "ethtool -K PEER txvlan off tx off" in why
-
-
 def test_closing_takes_the_program_off_and_leaves_nothing(wires: tuple[Namespace, Namespace]) -> None:
     engine, peer = wires
     before = os.listdir("/proc/self/fd")
-    on_before = engine.call(lambda: link.takes_tags_out("left0"))
+
+    def tags() -> list[bool]:
+        said = engine.call(lambda: ethtool.describe("left0"))
+        assert said is not None
+        return [said.features[name] for name in STRIPPING]
+
+    assert tags() == [True, True]
     for _ in range(2):  # the queue is free again, if not at once
         uplink = opened(engine)
         assert program_on(engine) is not None
+        assert tags() == [False, False]
         uplink.close()
         uplink.close()
         assert program_on(engine) is None
-    assert engine.call(lambda: link.takes_tags_out("left0")) == on_before
+    assert tags() == [True, True]
     assert os.listdir("/proc/self/fd") == before
     with closing(opened(engine, 2)) as again, raw(peer, "peer0") as host:
         again.follow({(VM, 0)})
         host.send(plain(1))
         assert wait_for(Round(), again.lanes[0], 1) == [plain(1)]
-
-
-def refusal(engine: Namespace, **keys: Any) -> str:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(ConfigError) as caught:
-        opened(engine, **keys)
-    assert os.listdir("/proc/self/fd") == before
-    return str(caught.value)
 
 
 def test_what_was_asked_for_by_name_and_cannot_be_had_is_refused(wires: tuple[Namespace, Namespace]) -> None:
@@ -346,14 +252,6 @@ def test_a_program_of_somebody_else_is_left_alone(wires: tuple[Namespace, Namesp
             assert wait_for(Round(), uplink.lanes[0], 1) == [plain(1)]
 
 
-def test_a_device_on_top_of_others_is_served_by_packet_sockets(wires: tuple[Namespace, Namespace]) -> None:
-    engine, _ = wires
-    engine.run("ip", "link", "add", "br0", "type", "bridge")
-    with closing(engine.call(lambda: XdpUplink("lan", Xdp(device="br0"), 1))) as uplink:
-        assert "br0 is a bridge" in settings(engine, uplink)["mode"][2]
-        assert program_on(engine) is None
-
-
 def test_a_device_that_is_down_is_a_named_drop_and_comes_back(wires: tuple[Namespace, Namespace]) -> None:
     engine, peer = wires
     with closing(opened(engine)) as uplink, raw(peer, "peer0") as host:
@@ -364,8 +262,10 @@ def test_a_device_that_is_down_is_a_named_drop_and_comes_back(wires: tuple[Names
             worker.begin()
             worker.put(plain(1))
             worker.transmit(lane)
+        shown = worker.state_of(lane)
         assert worker.drops(lane)["to_wire_error"] == 2  # the first was on its way when that was found out
-        assert worker.state_of(lane)["pending"] == 0  # nobody is woken for it
+        assert (shown["pending"], shown["frames_to_wire"], shown["bytes_to_wire"]) == (1, 0, 0)
+        assert shown["refused"] < 0  # so nobody is woken for it
         engine.run("ip", "link", "set", "left0", "up")
         got: list[bytes] = []
 
@@ -379,7 +279,85 @@ def test_a_device_that_is_down_is_a_named_drop_and_comes_back(wires: tuple[Names
         worker.begin()
         worker.put(plain(3))
         worker.transmit(lane)
-        until(lambda: host.recv(100) == plain(3))
+        assert [host.recv(100) for _ in range(2)] == [plain(1), plain(3)]
+        assert (shown["pending"], shown["frames_to_wire"]) == (0, 2)
+
+
+def test_frames_that_a_device_without_carrier_takes_and_loses_are_named(
+    wires: tuple[Namespace, Namespace],
+) -> None:
+    engine, peer = wires
+    with closing(opened(engine)) as uplink:
+        worker, lane = Round(), uplink.lanes[0]
+        peer.run("ip", "link", "set", "peer0", "down")
+        for _ in range(3):
+            worker.begin()
+            for number in range(100):
+                worker.put(plain(number))
+            worker.transmit(lane)
+        shown = worker.state_of(lane)
+        until(lambda: worker.receive(lane) == 0 and shown["pending"] == 0)
+        assert (shown["frames_to_wire"], shown["bytes_to_wire"]) == (0, 0)
+        assert worker.drops(lane) == {"to_wire_full": 300}
+
+
+def test_frames_to_a_vm_do_not_keep_a_broadcast_waiting_however_few_a_round_takes(
+    wires: tuple[Namespace, Namespace],
+) -> None:
+    """In a segment with many VMs a round takes few frames, for each may go to all."""
+    engine, peer = wires
+    group = BROADCAST + plain(3)[6:]
+    with closing(opened(engine)) as uplink, raw(peer, "peer0") as host:
+        uplink.follow({(VM, 0)})
+        worker, lane = Round(frame_limit=16), uplink.lanes[0]
+        host.send(group)
+        got: list[bytes] = []
+        for _ in range(100):
+            for number in range(16):
+                host.send(plain(number))
+            worker.receive(lane)
+            got += worker.received()
+            if group in got:
+                break
+        assert group in got
+        assert len(got) > 1
+
+
+def test_the_own_address_of_the_device_stays_the_host_s(wires: tuple[Namespace, Namespace]) -> None:
+    """Also for whom a receive filter names it: it gets a copy, as on a packet uplink; and when the device gets another."""
+    engine, peer = wires
+    own, other = engine.mac("left0"), "02:00:00:00:00:aa"
+    with closing(opened(engine)) as uplink, raw(peer, "peer0") as host, raw(engine, "left0") as stack:
+        worker, lane = Round(), uplink.lanes[0]
+        uplink.follow({(VM, 0), (mac_number(own), 0), (mac_number(other), 0)})
+
+        def reaches_both(address: str) -> bool:
+            frame = bytes.fromhex(address.replace(":", "")) + plain(1)[6:]
+            host.send(frame)
+            assert wait_for(worker, lane, 1) == [frame]
+            stack.settimeout(0.2)
+            try:
+                return stack.recv(200) == frame
+            except TimeoutError:
+                return False
+
+        assert reaches_both(own)
+        assert not reaches_both(other)
+        engine.run("ip", "link", "set", "left0", "address", other)
+        uplink._look = 0.0
+        engine.call(uplink.tick)
+        assert reaches_both(other)
+        assert not reaches_both(own)
+
+
+def test_a_device_that_moves_away_is_let_go(wires: tuple[Namespace, Namespace]) -> None:
+    engine, _ = wires
+    with Namespace("third") as third, closing(opened(engine)) as uplink:
+        uplink.follow({(VM, 0)})
+        engine.run("ip", "link", "set", "left0", "netns", third.name)
+        assert "xdp" in json.loads(third.run("ip", "-json", "link", "show", "left0"))[0]
+        engine.call(uplink.tick)
+        assert "xdp" not in json.loads(third.run("ip", "-json", "link", "show", "left0"))[0]
 
 
 def test_a_device_that_goes_away_is_named(wires: tuple[Namespace, Namespace]) -> None:

@@ -35,12 +35,13 @@ class Made:
     def __init__(self, host: Namespace) -> None:
         self.host = host
         self.row = np.zeros(1, state.xdp_socket)
-        self.spare = np.zeros(CHUNKS, np.int64)
+        self.lists = np.zeros(2 * CHUNKS, np.int64)
+        self.spare = self.lists[:CHUNKS]
 
     def socket(self, queue: int = 0, flags: int = xdp.XDP_COPY, chunk: int = 2048) -> XdpSocket:
         def make() -> XdpSocket:
             index = link.index_of("v0")
-            return XdpSocket(index, queue, chunk, flags, self.row[0], address_of(self.spare))
+            return XdpSocket(index, queue, chunk, flags, self.row[0], address_of(self.lists))
 
         return self.host.call(make)
 

@@ -64,6 +64,13 @@ def program(near: Namespace) -> Any:
     return shown.get("xdp")
 
 
+def reload(engine: EngineProcess) -> None:
+    """Have it read its configuration again, and wait until that is in force."""
+    told = engine.ask("events")[-1]["number"]
+    engine.reload()
+    until(lambda: any(one["event"] == "configured" for one in engine.ask("events", since=told)))
+
+
 def setting(engine: EngineProcess, name: str) -> Any:
     return next(row for row in engine.show("uplinks")["wire"]["settings"] if row["name"] == name)
 
@@ -124,6 +131,30 @@ def test_a_reload_moves_an_address_and_what_vms_accept(tmp_path: Path, ends: tup
             assert third.receive(1, PATIENCE) == [frame("third", WIRE, 2)]
             wire.send(stranger)
             assert one.receive(1, PATIENCE) == [stranger]
+
+
+def test_an_uplink_that_changes_or_gets_another_name_steers_as_before(
+    tmp_path: Path, ends: tuple[Namespace, Namespace]
+):
+    """A device has one program, so the old one is off before the new one comes."""
+    near, far = ends
+    later = UPLINK + 'zero_copy = "off"\n', UPLINK + 'mode = "native"\nmtu = 1400\n', UPLINK
+    with EngineProcess(tmp_path, UPLINK + TWO, near) as engine, station(far) as wire:
+        for number, uplink in enumerate((*later, later[1].replace("uplink.wire", "uplink.renamed"))):
+            name = "renamed" if "renamed" in uplink else "wire"
+            engine.configure(uplink + TWO.replace('uplink = "wire"', f'uplink = "{name}"'))
+            told = engine.ask("events")[-1]["number"]
+            engine.reload()
+            until(
+                lambda told=told: any(
+                    one["event"] == "configured" for one in engine.ask("events", since=told)
+                )
+            )
+            rows = {row["name"]: row for row in engine.show("uplinks")[name]["settings"]}
+            assert (rows["mode"]["effective"], rows["vlan_stripping"]["effective"]) == ("native", "off")
+            with guest(engine, "attacker") as one:
+                wire.send(frame("attacker", WIRE, number))
+                assert one.receive(1, PATIENCE) == [frame("attacker", WIRE, number)]
 
 
 def test_a_device_that_goes_away_is_named_and_guests_reach_each_other(

@@ -11,8 +11,7 @@ from vmq.abi.layout import layout, u8, u32, u64
 SIOCETHTOOL = 0x8946
 ETHTOOL_GDRVINFO, ETHTOOL_GSTRINGS, ETHTOOL_GSSET_INFO, ETHTOOL_GFEATURES = 0x03, 0x1B, 0x37, 0x3A
 ETHTOOL_SFEATURES = 0x3B
-ETHTOOL_GFLAGS, ETHTOOL_SFLAGS, ETHTOOL_GCHANNELS = 0x25, 0x26, 0x3C
-ETH_FLAG_RXVLAN = 1 << 8  # enum ethtool_flags: the NIC takes VLAN tags out of frames
+ETHTOOL_GCHANNELS = 0x3C
 ETH_SS_FEATURES = 4
 ETH_GSTRING_LEN = 32
 FEATURES_MAX = 256  # far more than any kernel has
@@ -28,7 +27,6 @@ drvinfo = layout(
     ("erom_version", "S32"),
     ("rest", u8, (32,)),
 )
-value = layout(8, ("cmd", u32), ("data", u32))
 channels = layout(
     36,
     ("cmd", u32),
@@ -36,10 +34,10 @@ channels = layout(
     ("max_tx", u32),
     ("max_other", u32),
     ("max_combined", u32),
-    ("rx_count", u32),
-    ("tx_count", u32),
-    ("other_count", u32),
-    ("combined_count", u32),
+    ("rx", u32),
+    ("tx", u32),
+    ("other", u32),
+    ("combined", u32),
 )
 sset_info = layout(24, ("cmd", u32), ("reserved", u32), ("sset_mask", u64), ("data", u32), ("padding", u32))
 gstrings = layout(

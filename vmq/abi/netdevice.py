@@ -11,7 +11,7 @@ ifreq = layout(
     40, ("name", "S16"), ("value", i32), ("rest", u32, (5,))
 )  # the union begins with an int for all we ask
 SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
-SIOCGIFMTU, SIOCSIFMTU = 0x8921, 0x8922
+SIOCGIFNAME, SIOCGIFMTU, SIOCSIFMTU = 0x8910, 0x8921, 0x8922
 SIOCBRADDIF, SIOCBRDELIF = 0x89A2, 0x89A3
 IFF_UP, IFF_MASK = 1, 0xFFFF  # ifr_flags is a short
 ARPHRD_ETHER = 1  # linux-if_arp.h

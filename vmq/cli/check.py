@@ -55,7 +55,7 @@ def check(args: argparse.Namespace) -> int:
 def planned(name: str, config: Config) -> Report:
     """What the rules of kind "plan" find in the configuration on this host."""
     from vmq.doctor import Facts, Situation, examine
-    from vmq.doctor.ethtool import describe
+    from vmq.ethtool import describe
 
     facts = Facts.read(ask=describe, machines=False)
     return examine(Situation(facts=facts, config=config, where=name), kind="plan")

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 def look(args: argparse.Namespace) -> Situation:
     """Everything there is to look at."""
     from vmq.doctor import Facts, Situation, libvirt
-    from vmq.doctor.ethtool import describe
+    from vmq.ethtool import describe
 
     domains = tuple(libvirt.load(path) for path in args.libvirt)
     config = _config(args.config)

@@ -145,7 +145,7 @@ class Xdp(Packet, frozen=True, kw_only=True, tag="xdp"):
     ] = "auto"
     prepared: Annotated[
         bool,
-        says("true or false: the other end of a veth leaves VLAN tags and whole checksums in its frames"),
+        says("true or false: frames come with VLAN tags and whole checksums in them, as from a wire"),
     ] = False
 
 

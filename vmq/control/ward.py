@@ -46,7 +46,7 @@ T = TypeVar("T")
 def facts() -> Facts:
     """What vmq doctor reads of this host."""
     from vmq.doctor import Facts
-    from vmq.doctor.ethtool import describe
+    from vmq.ethtool import describe
 
     return Facts.read(ask=describe)
 

@@ -192,7 +192,7 @@ def prepare_sleep(t: Any, w: Any) -> int:
             timeout = int64(0)
     for place in range(mine["lane_first"], mine["lane_first"] + mine["lane_count"]):
         row, progress = rows[lanes[place]], states[lanes[place]]
-        if progress["pending"] > 0:
+        if progress["pending"] > 0 and progress["refused"] == 0:
             timeout = sooner(timeout, REPLAY_WAIT_MS)
         elif paced(row, progress):
             timeout = sooner(timeout, until_due(w, progress))

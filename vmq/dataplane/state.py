@@ -201,11 +201,12 @@ xdp_socket = rows(
     ("umem", i64), ("chunk", i64),  # its memory; bytes of a chunk, a power of two
     ("receive", xdp_ring), ("transmit", xdp_ring), ("fill", xdp_ring), ("completion", xdp_ring),
     ("spare", i64),  # i64 offsets of chunks to send from
+    ("lengths", i64),  # i64 lengths of the frames in the transmit ring, without tag
     # From here on: the worker of the lane.
     ("spare_count", i64),
     ("lent", i64),  # entries of the receive ring whose chunks the round still reads
     ("turn", i64),
-    ("refused", i64),  # what the kernel answered when it was last asked to send and could not, as a negative error
+    ("counted", i64), ("lost", i64),  # index of the transmit ring up to which frames are counted; of those behind it, lost
     ("kicks", i64),
 )  # fmt: skip
 
@@ -325,6 +326,7 @@ lane_state = rows(  # the worker of the lane
     ("frames_from_wire", i64), ("bytes_from_wire", i64),
     ("frames_to_wire", i64), ("bytes_to_wire", i64),
     ("completed", i64),  # checksums finished in software
+    ("refused", i64),  # xdp: what the kernel answered when it was asked to send and could not: nobody wakes for what is pending
     ("to_wire_drops", i64, (DROP_COUNT,)),
     ("account", account),  # of what came from the wire
 )  # fmt: skip

@@ -7,13 +7,16 @@
         completion  kernel ──► we      chunks that it has sent
 
 Each ring has one producer and one consumer; either owns its index. Half of the chunks are for receiving, and there are
-no more of them than entries in either ring, so neither ring can be full. A round reads frames where they lie, so their
-chunks go back with the next round. What the kernel keeps of the wire, broadcasts above all, comes to the packet socket
-of the lane: it is read when there is nothing else, and each PACKET_TURNS rounds.
+no more of them than entries in either ring, so neither ring can be full: a chunk leaves the receive ring before it
+stands in the fill ring. A round reads frames where they lie, so their chunks go back with the next round. What the
+kernel keeps of the wire, broadcasts above all, comes to the packet socket of the lane: it is read when there is nothing
+else, and before anything else each PACKET_TURNS rounds.
 
 Sending copies a frame into a chunk. A driver that takes frames only when it is asked says so in the ring's flags
 (NEED_WAKEUP; in copy mode, always); the system call then sends 32 frames at most, and is repeated while it does. Frames
-that it leaves in the ring are `pending`: the next round asks again. linux-if_xdp.h
+that it leaves in the ring are `pending`: the next round asks again. A frame counts as sent when the kernel has taken it:
+those that stand in the ring of a device that went down (`refused`) wait there for its return, and later ones are dropped.
+A ring cannot be unwound: the kernel remembers how far it was filled. linux-if_xdp.h
 """
 
 from __future__ import annotations
@@ -85,8 +88,8 @@ def recycle(xsk: Any) -> None:
         for index in range(lent):
             entry = int64(entries[(first + index) & (int64(receive["size"]) - 1)]["addr"])
             slots[(place + index) & (int64(fill["size"]) - 1)] = entry & -int64(xsk["chunk"])
-        advance(fill["producer"], place + lent)
         advance(receive["consumer"], first + lent)
+        advance(fill["producer"], place + lent)
         xsk["lent"] = 0
     if needs_wakeup(xsk["fill"]):  # its driver had run out of chunks
         c_recvfrom(xsk["fd"], 0, 0, MSG_DONTWAIT, 0, 0)
@@ -99,7 +102,8 @@ def borrow(t: Any, w: Any, lane: Any, state: Any, xsk: Any) -> int:
     frames = at(w["frames"], FRAMES, frame)
     entries = at(receive["entries"], receive["size"], desc)
     first = own_index(receive["consumer"])
-    count = min((their_index(receive["producer"]) - first) & M32, BURST, int64(t["frame_limit"]))
+    room = min(BURST, int64(t["frame_limit"]) - int64(w["frame_count"]))
+    count = max(min((their_index(receive["producer"]) - first) & M32, room), 0)
     for index in range(count):
         entry = entries[(first + index) & (int64(receive["size"]) - 1)]
         address = int64(xsk["umem"]) + int64(entry["addr"])
@@ -114,16 +118,21 @@ def borrow(t: Any, w: Any, lane: Any, state: Any, xsk: Any) -> int:
 def xdp_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
     """Fill the round from the AF_XDP socket, and in turn from the packet socket; whether there was anything."""
     xsk = at(lane["xdp"], 1, xdp_socket)[0]
-    if state["pending"] > 0:
+    settle(xsk, state)
+    if state["pending"] > 0 and state["refused"] == 0:
         kick(xsk, state)
     recycle(xsk)
-    taken = borrow(t, w, lane, state, xsk)
-    xsk["turn"] += 1
     big = at(lane["held"], 1, super_frame)[0]
     begun = state["taken"] < state["have"] or big["next"] < big["count"]
-    if taken == 0 or begun or xsk["turn"] >= PACKET_TURNS:
+    xsk["turn"] += 1
+    turn = begun or xsk["turn"] >= PACKET_TURNS
+    taken = packet_receive(t, w, lane, state) if turn else int64(0)
+    taken += borrow(t, w, lane, state, xsk)
+    if taken == 0 and not turn:
+        turn = True
+        taken = packet_receive(t, w, lane, state)
+    if turn:
         xsk["turn"] = 0
-        taken += packet_receive(t, w, lane, state)
     return taken
 
 
@@ -152,27 +161,41 @@ def waiting_to_leave(xsk: Any) -> int:
 
 
 @kernel
+def settle(xsk: Any, state: Any) -> None:
+    """Count what the kernel has taken out of the transmit ring. It tells of a frame that it lost before it shows its index."""
+    ring = xsk["transmit"]
+    lengths = at(xsk["lengths"], ring["size"], np.int64)
+    first, end = int64(xsk["counted"]), their_index(ring["consumer"])
+    count = (end - first) & M32
+    lost = min(count, int64(xsk["lost"]))
+    xsk["lost"] -= lost
+    for index in range(count - lost):
+        state["frames_to_wire"] += 1
+        state["bytes_to_wire"] += lengths[(first + index) & (int64(ring["size"]) - 1)]
+    state["to_wire_drops"][TO_WIRE_FULL] += lost
+    xsk["counted"] = end
+
+
+@kernel
 def kick(xsk: Any, state: Any) -> None:
     """Have the kernel send what is in the transmit ring, as far as it will; a frame that it takes and loses is named."""
-    xsk["refused"] = 0
+    state["refused"] = 0
     left = waiting_to_leave(xsk)
     for _ in range(KICKS):
         if left == 0 or not needs_wakeup(xsk["transmit"]):
             break
         xsk["kicks"] += 1
         got = c_sendto(xsk["fd"], 0, 0, MSG_DONTWAIT, 0, 0)
-        if got == -EBUSY:  # it has taken one, and the device has not
-            state["to_wire_drops"][TO_WIRE_FULL] += 1
-            state["frames_to_wire"] -= 1
-        reclaim(xsk)  # the kernel sends nothing more when the completion ring is full
         before, left = left, waiting_to_leave(xsk)
+        xsk["lost"] += 1 if got == -EBUSY else 0  # it has taken one, and the device has not
+        settle(xsk, state)
+        reclaim(xsk)  # the kernel sends nothing more when the completion ring is full
         if got < 0 and got != -EBUSY and got != -EAGAIN and got != -ENOBUFS and got != -ENOMEM:
-            xsk["refused"] = got
+            state["refused"] = got
             break
         if got != -EBUSY and left == before:
             break
-    # A device that is down, or gone, is not asked again before there is another frame for it.
-    state["pending"] = left if xsk["refused"] == 0 and needs_wakeup(xsk["transmit"]) else 0
+    state["pending"] = left if needs_wakeup(xsk["transmit"]) else 0
 
 
 @kernel
@@ -204,13 +227,15 @@ def xdp_transmit(w: Any, lane: Any, state: Any) -> None:
     ring = xsk["transmit"]
     entries = at(ring["entries"], ring["size"], desc)
     spare = at(xsk["spare"], ring["size"], np.int64)
+    lengths = at(xsk["lengths"], ring["size"], np.int64)
+    settle(xsk, state)
     reclaim(xsk)
-    if xsk["refused"] != 0 or xsk["spare_count"] < w["outgoing_count"]:
+    if state["refused"] != 0 or xsk["spare_count"] < w["outgoing_count"]:
         kick(xsk, state)
     place = own_index(ring["producer"])
     for index in range(w["outgoing_count"]):
         row = frames[outgoing[index]]
-        if xsk["refused"] != 0 or row["length"] > lane["frame_max"]:
+        if state["refused"] != 0 or row["length"] > lane["frame_max"]:
             state["to_wire_drops"][TO_WIRE_ERROR] += 1
             continue
         if xsk["spare_count"] == 0:
@@ -222,8 +247,7 @@ def xdp_transmit(w: Any, lane: Any, state: Any) -> None:
         entry["addr"] = chunk
         entry["len"] = lay_down(w, row, int64(xsk["umem"]) + chunk)
         entry["options"] = 0
+        lengths[place & (int64(ring["size"]) - 1)] = row["length"]
         place += 1
-        state["frames_to_wire"] += 1
-        state["bytes_to_wire"] += row["length"]
     advance(ring["producer"], place)
     kick(xsk, state)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vmq doctor`: what is set up so that it does nothing, or harm; with evidence and remedy.
 
-    facts.py, ethtool.py    the host                            ┐
+    facts.py                the host                            ┐
     machines.py ◄─ qemu.py, libvirt.py     its guests           ├─► situation.py ─► rules_*.py ─► catalogue.py: findings
     the configuration; the rows of `vmq show`                   ┘
 

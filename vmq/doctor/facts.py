@@ -27,7 +27,7 @@ from vmq.errors import HostError
 from vmq.topology import Topology
 
 if TYPE_CHECKING:
-    from vmq.doctor.ethtool import Driver
+    from vmq.ethtool import Driver
 
 SYSCTLS = ("net.core.rmem_max", "net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
 Ask = Callable[[str], "Driver | None"]

@@ -20,9 +20,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vmq import ethtool
 from vmq.config import Config
 from vmq.config.edit import Change, edited, value_of
-from vmq.doctor import ethtool
 from vmq.doctor.steps import Back, Command, Edit, Feature, Restore, Step, Write, words
 from vmq.errors import ConfigError, HostError, VmqError
 

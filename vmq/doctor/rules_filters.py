@@ -195,7 +195,7 @@ def tags_in_software(see: Situation) -> list[Outcome]:
     looked: list[Evidence] = []
     for uplink in see.uplinks.values():
         tagged = [port for port in ports_on(see, uplink.name) if port.vlan]
-        if uplink.kind not in ("packet", "xdp") or not tagged:
+        if uplink.kind != "packet" or not tagged:  # an XDP program needs tags in the frames
             continue
         driver = uplink.link.driver if uplink.link else None
         on = driver.features.get("rx-vlan-hw-parse") if driver else None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from vmq.config import AnyUplink, Config, Vm
-from vmq.config.records import Packet
+from vmq.config.records import Packet, Xdp
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,9 @@ def _named(uplink: AnyUplink, **kinds: str) -> set[tuple[str, str]]:
 
 
 def excludes(old: AnyUplink, new: AnyUplink) -> bool:
-    """Whether the one must be closed before the other is opened. Packet sockets share their device."""
-    share = isinstance(old, Packet) and isinstance(new, Packet)
+    """Whether the one must be closed before the other is opened. Packet sockets share their device, programs do not."""
+    packets = isinstance(old, Packet) and isinstance(new, Packet)
+    share = packets and not (isinstance(old, Xdp) and isinstance(new, Xdp))
     return not share and bool(holds(old) & needs(new))
 
 

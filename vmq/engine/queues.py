@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 QUEUES_MAX = 4096  # of an uplink: more than there can be VMs
 LOCKED_MEMORY = 1 << 40  # frames are copied into guest memory: nothing is locked
-STANDING = ("cursor", "lap", "pending", "began", "due", "have", "taken")  # of a lane: no counters
+STANDING = ("cursor", "lap", "pending", "began", "due", "have", "taken", "refused")  # of a lane: no counters
 NOWHERE = {DEFAULT_QUEUE: TO_DEFAULT_QUEUE, DROP_QUEUE: TO_DROP_QUEUE}
 
 

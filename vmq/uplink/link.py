@@ -8,17 +8,13 @@ used here: its sockets run an event loop of their own and refuse to work inside 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from vmq.abi import ethtool as et
 from vmq.abi import netdevice as nd
-from vmq.jit import address_of
 
 REPLY = 1 << 16  # bytes; one link's answer is some two thousand
 
@@ -35,6 +31,7 @@ class Link:
     state: str  # IF_OPER_WORDS
     master: int  # index of its bridge, 0 without
     promiscuity: int
+    mac: int
     virtual: str = ""  # of which kind a device without hardware is, as "veth"; "" for a NIC
 
 
@@ -82,6 +79,7 @@ def _parse(reply: bytes) -> Link | None:
         state=nd.IF_OPER_WORDS[state] if state < len(nd.IF_OPER_WORDS) else str(state),
         master=number(nd.IFLA_MASTER),
         promiscuity=number(nd.IFLA_PROMISCUITY),
+        mac=number(nd.IFLA_ADDRESS),
         virtual=_attributes(found.get(nd.IFLA_LINKINFO, b""))
         .get(nd.IFLA_INFO_KIND, b"")
         .rstrip(b"\0")
@@ -125,6 +123,13 @@ def _ioctl(code: int, device: str, value: int = 0) -> int:
     return request_value(request)
 
 
+def name_of(index: int, by: socket.socket) -> str:
+    """What a device is called now, in the namespace of a socket; OSError if it is not there."""
+    request = interface_request("", index)
+    fcntl.ioctl(by, nd.SIOCGIFNAME, request)
+    return request_name(request)
+
+
 def set_mtu(device: str, mtu: int) -> None:
     _ioctl(nd.SIOCSIFMTU, device, mtu)
 
@@ -147,40 +152,3 @@ def join_bridge(bridge: str, index: int) -> None:
 
 def leave_bridge(bridge: str, index: int) -> None:
     _ioctl(nd.SIOCBRDELIF, bridge, index)
-
-
-def _ethtool(
-    device: str, question: np.ndarray[Any, Any], command: int, by: socket.socket | None = None
-) -> Any:
-    """The driver's answer, in the row of the question; through `by`, in whose namespace the device is."""
-    question["cmd"] = command
-    request = np.zeros(1, et.ifreq_data)
-    request["name"], request["data"] = device.encode(), address_of(question)
-    with contextlib.ExitStack() as ours:
-        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
-        asked = by or ours.enter_context(socket.socket(socket.AF_INET, flags))
-        fcntl.ioctl(asked, et.SIOCETHTOOL, bytearray(request.tobytes()))
-    return question[0]
-
-
-def takes_tags_out(device: str, by: socket.socket | None = None) -> bool:
-    """Whether the NIC takes VLAN tags out of the frames that it hands up."""
-    told = _ethtool(device, np.zeros(1, et.value), et.ETHTOOL_GFLAGS, by)
-    return bool(int(told["data"]) & et.ETH_FLAG_RXVLAN)
-
-
-def take_tags_out(device: str, wanted: bool, by: socket.socket | None = None) -> None:
-    """Have it take them out, or leave them in; a driver that cannot is an OSError, or does nothing."""
-    flags = int(_ethtool(device, np.zeros(1, et.value), et.ETHTOOL_GFLAGS, by)["data"])
-    order = np.zeros(1, et.value)
-    order["data"] = flags & ~et.ETH_FLAG_RXVLAN | (et.ETH_FLAG_RXVLAN if wanted else 0)
-    _ethtool(device, order, et.ETHTOOL_SFLAGS, by)
-
-
-def receive_queues(device: str) -> int:
-    """How many receive queues a device has; one, if its driver does not tell."""
-    try:
-        told = _ethtool(device, np.zeros(1, et.channels), et.ETHTOOL_GCHANNELS)
-    except OSError:
-        return 1
-    return max(int(told["rx_count"]) + int(told["combined_count"]), 1)

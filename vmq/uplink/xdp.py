@@ -8,10 +8,10 @@ It is a packet uplink, with that beside it: whatever the program leaves to the k
 without a NIC queue of their own send and receive as there. So where XDP cannot be had, the uplink is a packet uplink,
 and says why; a `mode` that was asked for by name is an error instead.
 
-A program sees the bytes of a frame and nothing else, so tags must be among them. The NIC is told to leave them in, and
-told to take them out again at the end. A veth hands over tags beside the frame if its other end has tx-vlan-offload,
-and checksums unfinished if that has tx-checksumming: nobody at this end can see that, so the operator vouches for it
-(`prepared`). Devices on top of others (bonds, bridges, VLANs) get their frames behind the kernel's own untagging.
+A program sees the bytes of a frame and nothing else, so tags and checksums must be among them (xdp_device.py). Where
+that ends, or the device leaves, so does the steering, at the next look: all frames come by packet sockets from then on.
+
+The device's own address stays the host's, whoever has a receive filter for it: packet sockets bring a copy, as ever.
 
 Everything in the kernel is a descriptor of this process; whatever ends it leaves the device as it was, but for the tags.
 """
@@ -20,11 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import select
 import socket
+import time
 from collections.abc import Collection
 from typing import Any, cast
 
+from vmq import ethtool
 from vmq.abi import netdevice as nd
 from vmq.abi import xdp
 from vmq.abi.ethernet import ETH_HLEN, VLAN_HLEN
@@ -32,17 +35,19 @@ from vmq.config.records import Xdp
 from vmq.dataplane import state
 from vmq.errors import HostError, VmqError
 from vmq.jit import at
-from vmq.uplink import link
+from vmq.uplink import link, xdp_device
 from vmq.uplink.base import setting
 from vmq.uplink.packet import PacketUplink
-from vmq.uplink.xdp_socket import CHUNKS, XdpSocket, chunk_for
+from vmq.uplink.xdp_socket import LISTS, XdpSocket, chunk_for
 from vmq.uplink.xdp_steering import XdpSteering
 
-STRAIGHT = ("", "veth", "tun")  # devices whose frames a program sees before the kernel has touched them
+LOG = logging.getLogger(__name__)
+LOOK_SECONDS = 1.0  # between two looks at what others may have done to the device
 _REMEDIES = {
     errno.EPERM: "Run with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW",
     errno.EBUSY: "Stop who has a program or a socket there: ip link show NAME, bpftool net; or set kind to packet",
     errno.EEXIST: "Take the other program off: ip link set NAME xdp off; or set kind to packet",
+    errno.EMFILE: "Raise the limit of open files, LimitNOFILE",
     errno.ENOBUFS: "Raise the limit of locked memory, LimitMEMLOCK, or run with CAP_IPC_LOCK",
     errno.EAFNOSUPPORT: "Use a kernel with CONFIG_XDP_SOCKETS; or set kind to packet",
     errno.EOPNOTSUPP: "Set mode and zero_copy to auto, or kind to packet",
@@ -59,10 +64,12 @@ class XdpUplink(PacketUplink):
         self.steering: XdpSteering | None = None
         self.sockets: list[XdpSocket] = []
         self._epolls: dict[int, select.epoll] = {}
-        self._tags = False  # we have told the NIC to leave them in
+        self._tags: xdp_device.Tags | None = None
+        self._filters: Collection[tuple[int, int]] = ()
+        self._wants_everything = False
+        self._own, self._look = 0, 0.0  # the device's address; when it is looked at next
         self._why = self._why_mode = self._why_everything = ""
         self._everything = True
-        self._nic_queues = 0
         super().__init__(name, config, worker_count)
         try:
             self._set_up(config)
@@ -72,7 +79,6 @@ class XdpUplink(PacketUplink):
 
     def _set_up(self, config: Xdp) -> None:
         """Attach and open everything, or nothing: then say why, or fail if it was asked for by name."""
-        self._nic_queues = link.receive_queues(config.device)
         try:
             self._engage(config)
         except HostError as error:
@@ -88,60 +94,44 @@ class XdpUplink(PacketUplink):
             raise HostError(
                 self.place("mtu"), f"no buffer takes frames of {longest} bytes", "Choose a smaller MTU"
             )
-        self._check_device(config)
-        self._leave_tags_in(config.device)
-        count = min(self._nic_queues, len(self.lanes))
+        known = link.describe(self.index)
+        xdp_device.check(self.place(), config, known)
+        self._own = known.mac if known else 0
+        self._tags = xdp_device.Tags(self.index, self._sockets[0])
+        self._leave_tags_in(self._tags)
         device = config.device
         try:
-            self.steering = XdpSteering(self._nic_queues, longest)
+            now, most = ethtool.receive_queues(device)
+            if config.mode == "generic":
+                xdp_device.check_generic(self.place(), config, "")
+            self.steering = XdpSteering(most, longest)
             self._why_mode = self.steering.attach(self.index, config.mode)
-            self._open_sockets(config, chunk, count)
+            if self.steering.mode == "generic":
+                xdp_device.check_generic(self.place(), config, self._why_mode)
+            self._open_sockets(config, chunk, min(now, len(self.lanes)))
             for queue, one in enumerate(self.sockets):
                 self.steering.serve(queue, one.fileno())
+            self._show_lanes()
         except OSError as error:
             remedy = _REMEDIES.get(error.errno or 0, "Set kind to packet").replace("NAME", device)
             wrong = f"{device} takes no AF_XDP: {error.strerror or error}"
             raise HostError(self.place("device"), wrong, remedy) from error
+        except HostError:
+            raise
         except VmqError as error:
             raise HostError(self.place("device"), error.wrong, error.remedy) from error
-        for row, one in zip(self.lanes, self.sockets, strict=False):
-            self._epolls[one.queue] = both = select.epoll()
-            both.register(int(row["fd"]), select.EPOLLIN)
-            both.register(one.fileno(), select.EPOLLIN)
-            row["kind"] = state.LANE_XDP
 
-    def _check_device(self, config: Xdp) -> None:
-        known = link.describe(self.index)
-        kind, device = known.virtual if known else "", config.device
-        if kind not in STRAIGHT:
-            raise HostError(
-                self.place("device"),
-                f"{device} is a {kind}: a program sees its frames without their VLAN tags",
-                "Name the NIC below it, or set kind to packet",
-            )
-        if kind == "veth" and not config.prepared:
-            raise HostError(
-                self.place("prepared"),
-                f"{device} is a veth, whose other end may leave VLAN tags and checksums beside its frames",
-                "There: ethtool -K PEER txvlan off tx off; here: prepared = true",
-            )
-
-    def _leave_tags_in(self, device: str) -> None:
-        """Have the NIC leave VLAN tags in its frames; HostError if it does not."""
+    def _leave_tags_in(self, tags: xdp_device.Tags) -> None:
+        """Have the device leave VLAN tags in its frames; HostError if it does not."""
         try:
-            if not link.takes_tags_out(device):
-                return
-            link.take_tags_out(device, wanted=False)
-            self._tags = not link.takes_tags_out(device)
+            tags.leave_in()
+        except HostError as error:
+            wrong = f"{self.config.device} takes VLAN tags out of its frames: {error.wrong}"
+            remedy = f"{error.remedy}; or set kind to packet"
+            raise HostError(self.place("device"), wrong, remedy) from error
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP and not self._tags:
-                return  # a driver without such a switch takes nothing out
-        if not self._tags:
-            raise HostError(
-                self.place("device"),
-                f"{device} takes VLAN tags out of its frames and cannot be told not to",
-                "Set kind to packet",
-            )
+            wrong = f"{self.config.device} is gone: {error.strerror}"
+            raise HostError(self.place("device"), wrong, "Check the device") from error
 
     def _open_sockets(self, config: Xdp, chunk: int, count: int) -> None:
         steering = cast("XdpSteering", self.steering)
@@ -153,7 +143,14 @@ class XdpUplink(PacketUplink):
             row = self.lanes[queue]
             row["xdp"] = self.memory(state.xdp_socket.itemsize)
             shown = at(int(row["xdp"]), 1, state.xdp_socket)[0]
-            self.sockets.append(XdpSocket(self.index, queue, chunk, flags, shown, self.memory(8 * CHUNKS)))
+            self.sockets.append(XdpSocket(self.index, queue, chunk, flags, shown, self.memory(LISTS)))
+
+    def _show_lanes(self) -> None:
+        for row, one in zip(self.lanes, self.sockets, strict=False):
+            self._epolls[one.queue] = both = select.epoll()
+            both.register(int(row["fd"]), select.EPOLLIN)
+            both.register(one.fileno(), select.EPOLLIN)
+            row["kind"] = state.LANE_XDP
 
     def descriptors(self) -> list[int | None]:
         """A lane has two sockets to watch: an epoll instance is readable when one of them is."""
@@ -164,13 +161,50 @@ class XdpUplink(PacketUplink):
 
     def follow(self, filters: Collection[tuple[int, int]], everything: bool = False) -> None:
         super().follow(filters, everything)
+        self._filters, self._wants_everything = filters, everything
+        self._steer()
+
+    def _steer(self) -> None:
+        """Have the program, and what packet sockets take, follow the filters."""
         if self.steering is None:
             return
-        self._why_everything = self.steering.follow(filters)
-        if not self._why_everything and everything:
+        self._why_everything = self.steering.follow(self._filters, self._own) or self._why
+        if not self._why_everything and self._wants_everything:
             self._why_everything = "a receive filter or a VM takes frames to other addresses"
         if bool(self._why_everything) != self._everything:
             self._everything = not self._everything
+            self._watch()
+
+    def tick(self) -> None:
+        """See now and then whether the device is there, leaves tags in and has its address still."""
+        if self.steering is None or not self.steering.mode or time.monotonic() < self._look:
+            return
+        self._look = time.monotonic() + LOOK_SECONDS
+        with contextlib.suppress(OSError):  # then the next time
+            self._look_after(link.describe(self.index))
+
+    def _look_after(self, known: link.Link | None) -> None:
+        try:
+            if known is None:
+                wrong = f"{self.config.device} is gone, or in another network namespace"
+                raise HostError(self.place("device"), wrong, "Bring it back, and restart vmq")
+            if self._tags is not None:
+                self._leave_tags_in(self._tags)
+        except HostError as error:
+            self._retire(f"{error.wrong}. {error.remedy}")
+            return
+        if known.mac != self._own:
+            self._own = known.mac
+            self._steer()
+
+    def _retire(self, why: str) -> None:
+        """Steer no more, as long as it is open: what comes from now on, comes by packet sockets."""
+        LOG.warning("uplink %s: %s; it steers again when vmq is started anew", self.name, why)
+        self._why = self._why_everything = why
+        if self.steering is not None:
+            self.steering.detach()
+        if not self._everything:
+            self._everything = True
             self._watch()
 
     def _watch(self) -> None:
@@ -196,24 +230,28 @@ class XdpUplink(PacketUplink):
         told["verdicts"] = self.steering.verdicts() if self.steering else {}
         told["statistics"] = self._statistics()
         told["queues"] = len(self.sockets) or told["queues"]
-        told["settings"] += self._settings()
+        with contextlib.suppress(OSError):  # it went at this moment
+            told["settings"] += self._settings(link.name_of(self.index, self._sockets[0]))
         return told
 
-    def _settings(self) -> list[dict[str, Any]]:
+    def _settings(self, device: str) -> list[dict[str, Any]]:
         """What was left to us has no requested value, but where the better way could not be had."""
         config = cast("Xdp", self.config)
         prepared = setting("prepared", config.prepared, config.prepared)
-        if self.steering is None:
+        if self.steering is None or not self.steering.mode:
             off = setting("zero_copy", None, "off", "packet sockets have none")
-            return [setting("mode", config.mode, "packet sockets", self._why), off, prepared]
+            return [
+                setting("mode", config.mode, "packet sockets", self._why),
+                off,
+                prepared,
+                *self._stripping(),
+            ]
         zero = "on" if all(one.zero_copy() for one in self.sockets) else "off"
         asked = None if config.mode == "auto" and not self._why_mode else config.mode
         watched = self._why_everything or "nobody takes frames to other addresses than the filters'"
-        count, workers = len(self.sockets), len(self.lanes)
-        fewer = (
-            f"one a worker; frames of the others are copied up: ethtool -L {config.device} combined {workers}"
-        )
-        rows = [
+        count, workers, now = len(self.sockets), len(self.lanes), ethtool.receive_queues(device)[0]
+        fewer = f"one a worker; frames of the others are copied up: ethtool -L {device} combined {workers}"
+        return [
             setting("mode", asked, self.steering.mode, self._why_mode or "the driver runs the program"),
             setting(
                 "zero_copy",
@@ -221,14 +259,19 @@ class XdpUplink(PacketUplink):
                 zero,
                 "the driver can" if zero == "on" else "the driver has none, or it was not asked for",
             ),
-            setting("nic_queues", self._nic_queues, count, fewer if count < self._nic_queues else ""),
+            setting("nic_queues", now, count, fewer if count < now else ""),
             setting("watched", None, "everything" if self._everything else "groups", watched),
             prepared,
+            *self._stripping(),
         ]
-        if self._tags:
-            why = "switched off while vmq runs: a program sees only tags that are in the frame"
-            rows.append(setting("vlan_stripping", None, "off", why))
-        return rows
+
+    def _stripping(self) -> list[dict[str, Any]]:
+        """What has become of the device's VLAN offload, if it is other than it was."""
+        if self._tags is None or not self._tags.ours():
+            return []
+        out = self._tags.taken_out()
+        why = "somebody switched it on" if out else "a program sees only tags that are in the frame"
+        return [setting("vlan_stripping", None, ", ".join(out) or "off", why)]
 
     def _disengage(self) -> None:
         """Take the program off the device, then close what it led to."""
@@ -242,10 +285,9 @@ class XdpUplink(PacketUplink):
             self._epolls.popitem()[1].close()
         while self.sockets:
             self.sockets.pop().close()
-        if self._tags:
-            self._tags = False
-            with contextlib.suppress(OSError):  # with the device its setting went too
-                link.take_tags_out(self.config.device, wanted=True, by=self._sockets[0])
+        if self._tags is not None:
+            self._tags.put_back()
+            self._tags = None
 
     def close(self) -> None:
         self._disengage()

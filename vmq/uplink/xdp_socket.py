@@ -25,6 +25,7 @@ from vmq.dataplane.state import xdp_ring
 from vmq.jit import at
 
 CHUNKS = 4096  # each way; of 2048 bytes they hold as much as a packet socket is given
+LISTS = 2 * 8 * CHUNKS  # bytes: offsets of spare chunks, lengths of frames
 SEND_BYTES = 1 << 23  # asked of the kernel, which counts frames under way by their memory
 BUSY_SECONDS, BUSY_PAUSE = 1.0, 0.02
 _RINGS = (  # name, option, offset of its mapping, entry
@@ -48,16 +49,18 @@ def chunk_for(longest: int) -> int | None:
 
 
 class XdpSocket:
-    """A socket of queue `queue` of the device number `index`; `row` is its `xdp_socket` for the kernels."""
+    """A socket of queue `queue` of the device number `index`; `row` is its `xdp_socket` for the kernels, `lists`
+    LISTS bytes for them.
+    """
 
-    def __init__(self, index: int, queue: int, chunk: int, flags: int, row: Any, spare: int) -> None:
+    def __init__(self, index: int, queue: int, chunk: int, flags: int, row: Any, lists: int) -> None:
         self.index, self.queue, self.row = index, queue, row
         self._mappings: list[tuple[int, int]] = []
         self._socket = socket.socket(xdp.AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             self._memory(chunk)
             self._rings()
-            self._stock(chunk, spare)
+            self._stock(chunk, lists)
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BYTES)
             self._bind(flags | xdp.XDP_USE_NEED_WAKEUP)
@@ -95,14 +98,15 @@ class XdpSocket:
                 ring[index] = address + int(offset[index])
             self.row[name] = ring
 
-    def _stock(self, chunk: int, spare: int) -> None:
+    def _stock(self, chunk: int, lists: int) -> None:
         """Half of the chunks to be filled, the others to be sent from. The kernel looks when the socket is bound."""
         chunks = np.arange(2 * CHUNKS, dtype=np.int64) * chunk
         fill = self.row["fill"]
         at(int(fill["entries"]), CHUNKS, np.uint64)[:] = chunks[:CHUNKS]
         at(int(fill["producer"]), 1, np.uint32)[0] = CHUNKS
-        at(spare, CHUNKS, np.int64)[:] = chunks[CHUNKS:]
-        self.row["spare"], self.row["spare_count"] = spare, CHUNKS
+        at(lists, CHUNKS, np.int64)[:] = chunks[CHUNKS:]
+        self.row["spare"], self.row["spare_count"] = lists, CHUNKS
+        self.row["lengths"] = lists + 8 * CHUNKS
 
     def _bind(self, flags: int) -> None:
         address = np.zeros(1, xdp.sockaddr)

@@ -36,7 +36,8 @@ class XdpSteering:
     """Programs and maps for a device with `queues` receive queues."""
 
     def __init__(self, queues: int, longest: int) -> None:
-        self._open: list[Map | Program | Link] = []
+        self._open: list[Map | Program] = []
+        self._link: Link | None = None
         self._followed: set[int] = set()
         self._addresses: set[int] = set()
         self.mode = ""
@@ -73,21 +74,26 @@ class XdpSteering:
         return ""
 
     def _attach(self, index: int, mode: str) -> None:
-        self._open.append(Link(self.program, index, flags=MODES[mode]))
+        self._link = Link(self.program, index, flags=MODES[mode])
         self.mode = mode
+
+    def detach(self) -> None:
+        """Take the program off the device: every frame goes on to the kernel again."""
+        self.mode = ""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def serve(self, queue: int, descriptor: int) -> None:
         """Frames to VMs on this NIC queue go to this socket from now on."""
         self.sockets.update(queue.to_bytes(4, "little"), descriptor.to_bytes(4, "little"))
 
-    def follow(self, filters: Collection[tuple[int, int]]) -> str:
-        """These (address, VLAN id) are VMs'; why not all of them, or nothing."""
+    def follow(self, filters: Collection[tuple[int, int]], own: int = 0) -> str:
+        """These (address, VLAN id) are VMs', but `own` is the host's; why not all of them, or nothing."""
         unicast = [(mac, vid) for mac, vid in filters if not mac & MAC_GROUP_BIT]
+        steered = {mac | vid << VID_SHIFT for mac, vid in unicast if mac != own}
         why = _bring_about(self.addresses, self._addresses, {mac for mac, _ in unicast})
-        return (
-            _bring_about(self.filters, self._followed, {mac | vid << VID_SHIFT for mac, vid in unicast})
-            or why
-        )
+        return _bring_about(self.filters, self._followed, steered) or why
 
     def verdicts(self) -> dict[str, int]:
         """How many frames met each verdict."""
@@ -95,6 +101,7 @@ class XdpSteering:
 
     def close(self) -> None:
         """Take the program off the device, and forget everything. It may be called again."""
+        self.detach()
         while self._open:
             self._open.pop().close()
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.lab.netns import Namespace
-from vmq.doctor.ethtool import describe, switch
 from vmq.errors import HostError
+from vmq.ethtool import describe, receive_queues, switch
 
 
 def test_the_loopback_device_has_features() -> None:
@@ -42,6 +42,30 @@ def test_a_veth_says_what_ethtool_prints() -> None:
     assert len(both) > 30
     assert {name: printed[name] for name in both} == {name: said.features[name] for name in both}
     assert (said.features["rx-vlan-hw-parse"], after.features["rx-vlan-hw-parse"]) == (True, False)
+
+
+@pytest.mark.root
+def test_receive_queues_are_those_that_ethtool_counts() -> None:
+    assert receive_queues("none0") == (1, 1)
+    with Namespace("host") as host:
+        host.run(
+            "ip",
+            "link",
+            "add",
+            "v0",
+            "numrxqueues",
+            "4",
+            "numtxqueues",
+            "4",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "v1",
+        )
+        assert host.call(lambda: receive_queues("v0")) == (4, 4)
+        host.run("ethtool", "-L", "v0", "rx", "2")
+        assert host.call(lambda: receive_queues("v0")) == (2, 4)
 
 
 @pytest.mark.root

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device's driver says: its name and version, and which offloads are on; and one of them switched.
+"""What a device's driver says: its name and version, its queues, and which offloads are on; and one of them switched.
 
-The kernel keeps this out of sysfs. It is asked by ioctl, as `ethtool -i` and `ethtool -k` do; asking needs no right and
+The kernel keeps this out of sysfs. It is asked by ioctl, as `ethtool -i`, `-l` and `-k` do; asking needs no right and
 changes nothing. A device that does not answer has no record: whoever needs one says "unknown". `switch` is `ethtool -K`:
-a driver may take the order and not follow it, so what is on is read again.
+a driver may take the order and not follow it, so what is on is read again. A device in another network namespace is
+asked by a socket of that one (`by`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +33,10 @@ class Driver:
     features: Mapping[str, bool] = field(default_factory=dict)
 
 
-def describe(device: str) -> Driver | None:
+def describe(device: str, by: socket.socket | None = None) -> Driver | None:
     """What the driver of a device says; None if it says nothing."""
     said, features = np.zeros(1, et.drvinfo), dict[str, bool]()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
+    with _asked(by) as asked:
         with contextlib.suppress(OSError):  # loopback has no driver
             _ask(asked, device, said, et.ETHTOOL_GDRVINFO)
         with contextlib.suppress(OSError):
@@ -47,10 +49,22 @@ def describe(device: str) -> Driver | None:
     return Driver(name, version, firmware, features)
 
 
-def switch(device: str, feature: str, *, on: bool) -> None:
+def receive_queues(device: str) -> tuple[int, int]:
+    """How many receive queues a device has, and may have; one, if its driver does not tell."""
+    told = np.zeros(1, et.channels)
+    try:
+        with _asked() as asked:
+            _ask(asked, device, told, et.ETHTOOL_GCHANNELS)
+    except OSError:
+        return 1, 1
+    now, most = (int(told[f"{of}rx"][0]) + int(told[f"{of}combined"][0]) for of in ("", "max_"))
+    return max(now, 1), max(now, most, 1)
+
+
+def switch(device: str, feature: str, *, on: bool, by: socket.socket | None = None) -> None:
     """Switch a feature on or off; HostError if the kernel refuses, or it stays as it was."""
     where, word = f"ethtool -K {device} {feature}", "on" if on else "off"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
+    with _asked(by) as asked:
         try:
             names = _names(asked, device)
             if feature not in names:
@@ -62,9 +76,20 @@ def switch(device: str, feature: str, *, on: bool) -> None:
             _ask(asked, device, order, et.ETHTOOL_SFEATURES)
             stands = _features(asked, device)[feature]
         except OSError as error:
-            raise HostError(where, f"{word}: {error.strerror}", "It takes CAP_NET_ADMIN") from None
+            remedy = "It takes CAP_NET_ADMIN" if error.errno == errno.EPERM else "Check the device"
+            raise HostError(where, f"{word}: {error.strerror}", remedy) from None
     if stands is not on:
         raise HostError(where, f"the driver did not switch it {word}", f"ethtool -k {device} says [fixed]")
+
+
+@contextlib.contextmanager
+def _asked(by: socket.socket | None = None) -> Iterator[socket.socket]:
+    """Whom to ask: a socket of this namespace, if none was given."""
+    if by is not None:
+        yield by
+    else:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as ours:
+            yield ours
 
 
 def _features(asked: socket.socket, device: str) -> dict[str, bool]:
