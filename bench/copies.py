@@ -27,11 +27,11 @@ from bench.systems import ENGINE_CPU
 from vmq.abi.layout import i64, rows
 from vmq.clock import now
 from vmq.dataplane import state
-from vmq.dataplane.to_guest import HEADER
+from vmq.dataplane.replay import EXPECTED
+from vmq.dataplane.to_guest import AHEAD, HEADER, LONG, LONG_AHEAD, LONGEST
 from vmq.jit import address_of, at, compile_for, copy, copy_short, int64, kernel, prefetch
 
 GUESTS, TIMES = 4, 3
-AHEAD = 12  # buffers that memcpy looks ahead, where it does
 # By size of a frame: frames of the recording, receive buffers of all guests, bytes of each, rounds of a span.
 SIZES = {
     64: (131072, 32768, 2048, ROUNDS),
@@ -50,6 +50,19 @@ COPIES = rows(
 
 
 @kernel
+def look_ahead(moves: Any, cursor: int) -> None:
+    """Bring nearer what the engine would: replay.expect_replay, split.read_ahead, to_guest.expect_room."""
+    source, target, room = moves[cursor + state.BURST], moves[cursor + AHEAD], moves[cursor + LONG_AHEAD]
+    for place in range(0, min(int64(source["length"]), EXPECTED), state.LINE):
+        prefetch(int64(source["source"]) + place, 0)
+    prefetch(target["target"], 1)
+    prefetch(int64(target["target"]) + state.LINE, 1)
+    if LONG < room["length"] <= LONGEST:
+        for place in range(2 * state.LINE, int64(room["length"]), state.LINE):
+            prefetch(int64(room["target"]) + place, 1)
+
+
+@kernel
 def copies(address: int) -> int:
     """ns for the next frames of the list; nothing but their bytes is moved."""
     row = at(address, 1, COPIES)[0]
@@ -60,11 +73,7 @@ def copies(address: int) -> int:
     for _ in range(row["frames"]):
         one = moves[cursor]
         if ahead:
-            source, target = moves[cursor + state.BURST], moves[cursor + AHEAD]
-            prefetch(source["source"], 0)
-            prefetch(source["source"] + state.LINE, 0)
-            prefetch(target["target"], 1)
-            prefetch(target["target"] + state.LINE, 1)
+            look_ahead(moves, cursor)
         if one["length"] <= SHORT:
             copy_short(one["target"], one["source"], one["length"])
         else:

@@ -49,6 +49,8 @@ QUEUES, COUNT, TIMES = 4, 131072, 3
 READ, CLASSIFY, AHEAD, PLACE, SHOW, REST, BETWEEN = range(7)
 PARTS = ("read", "classify", "look ahead", "place", "show", "look at the rest")
 COPY = "copy"
+WHOLE, TOGETHER = "ns a frame in all", "the parts together"
+TELLING = 0.1  # by how much the two may differ
 # What stands around `publish` is told of no worker: the stamps lie at an address that is known when it is compiled.
 STAMPS = 0x2100_0000_0000
 stamps = rows(("last", i64), ("spent", i64, (7,)), ("marks", i64, (7,)))
@@ -183,12 +185,21 @@ def nanoseconds(runs: int) -> dict[str, Figure]:
     with on_processor(ENGINE_CPU), Core(recording(64, macs, scattered(COUNT, QUEUES)), macs, QUEUES) as core:
         core.nanoseconds()
         for _ in range(TIMES * runs):
-            values.setdefault("ns a frame in all", []).append(core.nanoseconds())
+            values.setdefault(WHOLE, []).append(core.nanoseconds())
             parts = separated(core, marked, uncopied)
             for name, value in parts.items():
                 values.setdefault(f"{PART}{name}", []).append(value)
-            values.setdefault("the parts together", []).append(sum(parts.values()))
-    return {name: Figure.of(several) for name, several in values.items()}
+            values.setdefault(TOGETHER, []).append(sum(parts.values()))
+    figures = {name: Figure.of(several) for name, several in values.items()}
+    check(figures)
+    return figures
+
+
+def check(figures: Mapping[str, Figure]) -> None:
+    """ValueError if the parts are not what they were taken from."""
+    whole, together = figures[WHOLE].median, figures[TOGETHER].median
+    if abs(together / whole - 1) > TELLING:
+        raise ValueError(f"a frame takes {whole:.1f} ns, and its parts together {together:.1f} ns")
 
 
 ROWS: dict[str, Callable[[int], dict[str, Figure]]] = {"nanoseconds": nanoseconds}

@@ -99,22 +99,31 @@ def _verdicts(targets: Targets, figures: Figures) -> str:
     return "; ".join(target.verdict(figures) for target in targets) or "-"
 
 
-def missed(rows: Rows, targets: Targets) -> str:
-    """A line for each target that is missed: how far, and why."""
-    lines = []
-    for name, figures in rows.items():
-        for target in of_row(targets, name, figures):
-            if target.met(figures) is False:
-                has = f"{target.reached(figures):.3g}{f' × {target.of}' if target.of else ''}"
-                what = f"{name}, {target.figure} {target.bar}"
-                lines.append(f"- {what}: it is {has}. {target.why or 'Why is not known yet.'}")
-    return "\n".join(lines)
+def unmet(rows: Rows, targets: Targets) -> str:
+    """A line for each target that is not met: how far it is or why that cannot be told, and what is in the way."""
+    return "\n".join(
+        f"- {name}, {target.figure} {target.bar}: {why}. {target.why}".rstrip()
+        for name, figures in rows.items()
+        for target in targets
+        if target.means(name) and (why := _unmet(target, name, figures))
+    )
+
+
+def _unmet(target: Target, row: str, figures: Figures) -> str:
+    if target.figure not in figures:
+        return "there is no such figure"
+    if target.one_sided(row, figures):
+        return f"{target.of} has none"
+    met = target.met(figures)
+    if met is None:
+        return target.unclear(figures)
+    return "" if met else f"it is {target.reached(figures):.3g}{f' × {target.of}' if target.of else ''}"
 
 
 def table(kind: str, rows: Rows, targets: Targets) -> str:
-    """The table of a part, and what is missed below it."""
-    below = missed(rows, targets)
-    return TABLES[kind](rows, targets) + (f"\n\nMissed:\n\n{below}" if below else "")
+    """The table of a part, and what is not met below it."""
+    below = unmet(rows, targets)
+    return TABLES[kind](rows, targets) + (f"\n\nNot met:\n\n{below}" if below else "")
 
 
 def pictures(part: str, kind: str, rows: Rows, targets: Targets) -> dict[str, str]:

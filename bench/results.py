@@ -33,7 +33,7 @@ PRESENTING = (
     "supervisor",
     "targets",
 )
-LABS = (ROOT / "tests" / "dpdk", ROOT / "tests" / "vm" / "lab")
+LABS = (ROOT / "tests" / "dpdk", ROOT / "tests" / "vm" / "lab", ROOT / "tests" / "engine")
 PEERS = {
     "OVS": (OVS, r"Open vSwitch\) (\S+)"), "DPDK": (OVS, r"DPDK (\S+)"),
     "QEMU": ("qemu-system-x86_64", r"version (\S+)"), "iperf3": ("iperf3", r"iperf (\S+)"),

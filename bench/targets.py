@@ -40,12 +40,15 @@ class Target:
         if (self.least is None) == (self.most is None):
             raise ValueError(f"{self.row}: {self.figure}: one of least and most is needed")
 
+    def means(self, row: str) -> bool:
+        return fnmatch(row, self.row)
+
     def concerns(self, row: str, figures: Figures) -> bool:
-        return fnmatch(row, self.row) and {self.figure, self.of or self.figure} <= set(figures)
+        return self.means(row) and {self.figure, self.of or self.figure} <= set(figures)
 
     def one_sided(self, row: str, figures: Figures) -> bool:
         """Whether the row has a figure of ours and none of the other, which did not carry what was offered."""
-        return fnmatch(row, self.row) and self.figure in figures and bool(self.of) and self.of not in figures
+        return self.means(row) and self.figure in figures and bool(self.of) and self.of not in figures
 
     @property
     def bar(self) -> str:
@@ -69,9 +72,12 @@ class Target:
 
     def verdict(self, figures: Figures) -> str:
         """The bar, and whether it is met."""
-        unclear = "too noisy to tell" if self.reached(figures) is None else "too close to tell"
         met = self.met(figures)
-        return f"{self.bar}: {unclear if met is None else 'met' if met else '**missed**'}"
+        return f"{self.bar}: {self.unclear(figures) if met is None else 'met' if met else '**missed**'}"
+
+    def unclear(self, figures: Figures) -> str:
+        """Why it cannot be told whether the bar is met."""
+        return "too noisy to tell" if self.reached(figures) is None else "too close to tell"
 
     def _close(self, value: float, figures: Figures) -> bool:
         """Whether runs of the middle half, or they and the median, stand on both sides of the bar."""

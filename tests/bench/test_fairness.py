@@ -7,7 +7,7 @@ import pytest
 
 from bench import fairness
 from bench.core import compile_kernels
-from bench.fairness import GUESTS, REST, TAKE, Contest, Neighbours
+from bench.fairness import GUESTS, REST, TAKE, Contest, Neighbours, flood
 from vmq.dataplane import state
 from vmq.dataplane.reasons import TO_GUEST_NO_BUFFER
 
@@ -46,6 +46,12 @@ def test_a_sink_in_its_own_time_ends_with_the_contest() -> None:
         shares, part = stage.shares(0, 20)
         assert sum(shares) > 0
         assert 0 < part <= 1
+
+
+def test_where_a_slow_sink_takes_all_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Contest, "shares", lambda *_: ([1] * GUESTS, 1.0))
+    with pytest.raises(ValueError, match="took 100% of the frames: nothing was contested"):
+        flood(1)
 
 
 @pytest.mark.parametrize("take", [GUESTS * state.BURST, TAKE, 0])

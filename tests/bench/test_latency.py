@@ -137,6 +137,13 @@ def test_what_was_skipped_was_offered() -> None:
     assert (told.offered, told.sent, told.arrived) == pytest.approx((2.0, 1.6, 1.2))
 
 
+def test_what_was_lost_is_later_than_what_arrived() -> None:
+    """With a tenth of the frames lost there is a median, and no p99."""
+    told = passed(pretended(frames=90, sent=100, skipped=0), 2.0, 0)
+
+    assert list(told.times) == ["p50"]
+
+
 def test_nothing_that_arrives_has_no_passage() -> None:
     with pytest.raises(RefusedError, match="nothing was delivered"):
         passed(pretended(frames=0, sent=80, skipped=0), 2.0, 0)

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 from bench.core import Core, mac, recording, scattered
-from bench.phases import BETWEEN, COPY, PARTS, QUEUES, STAMPS, Parted, no_copy, stamps, with_clock
+from bench.phases import (
+    BETWEEN,
+    COPY,
+    PARTS,
+    QUEUES,
+    STAMPS,
+    TOGETHER,
+    WHOLE,
+    Parted,
+    check,
+    no_copy,
+    stamps,
+    with_clock,
+)
+from bench.stats import Figure
 from vmq import linux
 from vmq.dataplane import state
 from vmq.dataplane.to_guest import HEADER
@@ -37,6 +51,13 @@ def test_every_part_ends_once_a_burst_or_once_an_indication(core: Core) -> None:
     assert marks[PARTS.index("look at the rest")] == bursts + SPANS
     assert bursts < marks[PARTS.index("show")] <= QUEUES * bursts
     assert marks[BETWEEN] == SPANS
+
+
+def test_parts_that_are_not_the_whole_are_refused() -> None:
+    whole = {WHOLE: Figure.of([30.0, 31.0, 50.0])}
+    check(whole | {TOGETHER: Figure.of([29.0])})
+    with pytest.raises(ValueError, match=r"takes 31\.0 ns, and its parts together 35\.0 ns"):
+        check(whole | {TOGETHER: Figure.of([35.0])})
 
 
 def test_without_the_copy_everything_else_is_done(core: Core) -> None:

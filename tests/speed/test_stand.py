@@ -67,8 +67,8 @@ def test_guests_get_what_the_engine_counts_with_and_without_queues_of_their_own(
 @pytest.mark.parametrize("size", [64, 512, 1514, 9000])
 def test_frames_lie_past_a_processors_own_caches_whatever_their_size(size: int) -> None:
     made = recording(size, 4)
-    assert 8 << 20 <= made.block.nbytes <= 16 << 20
-    assert len(made.rows) >= 1024
+    assert 8 << 20 <= made.block.nbytes <= 40 << 20
+    assert len(made.rows) >= 4096
 
 
 def test_every_guest_expects_the_frames_that_name_it_in_their_order() -> None:

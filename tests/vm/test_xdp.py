@@ -68,7 +68,11 @@ def reload(engine: EngineProcess) -> None:
     """Have it read its configuration again, and wait until that is in force."""
     told = engine.ask("events")[-1]["number"]
     engine.reload()
-    until(lambda: any(one["event"] == "configured" for one in engine.ask("events", since=told)))
+
+    def in_force() -> bool:
+        return any(one["event"] == "configured" for one in engine.ask("events", since=told))
+
+    until(in_force)
 
 
 def setting(engine: EngineProcess, name: str) -> Any:
@@ -143,13 +147,7 @@ def test_an_uplink_that_changes_or_gets_another_name_steers_as_before(
         for number, uplink in enumerate((*later, later[1].replace("uplink.wire", "uplink.renamed"))):
             name = "renamed" if "renamed" in uplink else "wire"
             engine.configure(uplink + TWO.replace('uplink = "wire"', f'uplink = "{name}"'))
-            told = engine.ask("events")[-1]["number"]
-            engine.reload()
-            until(
-                lambda told=told: any(
-                    one["event"] == "configured" for one in engine.ask("events", since=told)
-                )
-            )
+            reload(engine)
             rows = {row["name"]: row for row in engine.show("uplinks")[name]["settings"]}
             assert (rows["mode"]["effective"], rows["vlan_stripping"]["effective"]) == ("native", "off")
             with guest(engine, "attacker") as one:

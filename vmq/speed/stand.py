@@ -39,7 +39,7 @@ from vmq.speed.trial import Trial
 from vmq.uplink.recording import Recording, generate, rows_for
 
 SOURCE = "source"
-FLOWS = 1024  # few, so that frames of any size are 8 MiB or a little more: past a processor's own caches
+FLOWS = 4096  # so frames of any size are 8 MiB or more: past a processor's own caches
 RING = 1024
 USUAL_MTU = 1500
 READY_SECONDS, SETTLE_SECONDS, LOOK_SECONDS = 60.0, 10.0, 0.02
