@@ -33,6 +33,7 @@ def quick(words: Sequence[str]) -> int:
     if words:
         every = parts.rows() | measures
         measures = {name: every[name] for name in parts.chosen(list(words))}
+    say("one run of each: how noisy the machine is cannot be told")
     return _each(measures, lambda name, row: say(report.summary({name: row(QUICK_RUNS)})))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -42,7 +43,7 @@ class Stand:
         self.proved.append((self.size, self.guests, self.way))
 
     async def measure(self, seconds: float) -> Trial:
-        frames = (1_000_000,) * self.guests
+        frames = (round(1_000_000 * seconds),) * self.guests
         return Trial(self.size, seconds, frames, COST[self.way] * sum(frames), 1.0, 2048, None)
 
     async def __aenter__(self) -> Self:
@@ -95,6 +96,19 @@ def test_a_table_has_a_line_for_each_size_and_number_of_guests(capsys: pytest.Ca
     assert lines[1].split() == ["64", "1", "1.00", "0.51", "30.00", "3.00", "2.05", "-"]
     assert len(lines) == 1 + len(Stand.made) == 7
     assert capsys.readouterr().err.splitlines()[0] == "engine on processor 1, guests on 0"
+
+
+def test_a_machine_that_is_too_noisy_has_a_range_and_no_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three short trials say whether one long one could be believed."""
+    rates = itertools.cycle((1_000_000, 2_000_000, 500_000))
+
+    async def measure(one: Stand, seconds: float) -> Trial:
+        frames = round(next(rates) * seconds)
+        return Trial(one.size, seconds, (frames,), 30.0 * frames, 1.0, 2048, None)
+
+    monkeypatch.setattr(Stand, "measure", measure)
+    assert "noisy: 0.50–2.00" in program.run(3.0, False).splitlines()[1]
+    assert json.loads(program.run(3.0, True))["rows"][0]["ranges"]["frames_a_second"] == [500_000, 2_000_000]
 
 
 def test_json_has_every_number() -> None:
