@@ -20,15 +20,14 @@ FIELDS = {
     "test_run": [f"test.{name}" for name in ("prog_fd", "retval", "data_size_in", "data_size_out", "data_in", "data_out",
                                              "repeat", "duration", "ctx_size_in", "ctx_size_out", "ctx_in")],
     "link_create": ["link_create.prog_fd", "link_create.target_fd", "link_create.attach_type", "link_create.flags"],
-    "link_update": [f"link_update.{name}" for name in ("link_fd", "new_prog_fd", "flags", "old_prog_fd")],
 }  # fmt: skip
 CONSTANTS = [
-    "BPF_MAP_CREATE", "BPF_MAP_GET_NEXT_KEY", "BPF_PROG_LOAD", "BPF_PROG_TEST_RUN", "BPF_LINK_CREATE", "BPF_LINK_UPDATE",
-    "BPF_MAP_TYPE_HASH", "BPF_MAP_TYPE_ARRAY", "BPF_MAP_TYPE_PERCPU_ARRAY", "BPF_MAP_TYPE_DEVMAP", "BPF_MAP_TYPE_XSKMAP",
+    "BPF_MAP_CREATE", "BPF_MAP_GET_NEXT_KEY", "BPF_PROG_LOAD", "BPF_PROG_TEST_RUN", "BPF_LINK_CREATE",
+    "BPF_MAP_TYPE_HASH", "BPF_MAP_TYPE_PERCPU_ARRAY", "BPF_MAP_TYPE_DEVMAP", "BPF_MAP_TYPE_XSKMAP",
     "BPF_PROG_TYPE_SOCKET_FILTER", "BPF_PROG_TYPE_SCHED_CLS", "BPF_PROG_TYPE_XDP", "BPF_XDP", "BPF_OBJ_NAME_LEN",
     "BPF_PSEUDO_MAP_FD", "BPF_FUNC_map_lookup_elem", "BPF_FUNC_skb_vlan_push", "BPF_FUNC_redirect_map",
     "BPF_FUNC_skb_load_bytes_relative", "BPF_HDR_START_MAC", "XDP_ABORTED", "XDP_PASS", "XDP_REDIRECT",
-    "XDP_FLAGS_SKB_MODE", "XDP_FLAGS_DRV_MODE", "BPF_LDX", "BPF_ALU64", "BPF_MEM", "BPF_ABS", "BPF_DW", "BPF_TO_BE",
+    "XDP_FLAGS_SKB_MODE", "XDP_FLAGS_DRV_MODE", "BPF_LDX", "BPF_ALU64", "BPF_MEM", "BPF_DW", "BPF_TO_BE",
     "BPF_END", "BPF_CALL", "BPF_EXIT",
 ]  # fmt: skip
 

@@ -41,12 +41,6 @@ def test_sizes_are_judged_before_the_kernel_reads_beyond_them():
             table.update(b"8 bytes!", b"12345678")
 
 
-def test_an_array_is_there_from_the_beginning():
-    with maps.array("test", 3, 8) as table:
-        assert table.lookup((2).to_bytes(4, "little")) == bytes(8)
-        assert table.lookup((3).to_bytes(4, "little")) is None
-
-
 def test_counters_are_summed_over_all_processors():
     with maps.counters("test", 2) as table:
         values = np.arange(1, maps.possible_cpus() + 1, dtype=np.uint64)
@@ -74,7 +68,7 @@ def test_a_map_that_is_refused_is_an_error_of_the_system():
 
 def test_closing_gives_the_descriptor_back_and_may_be_repeated():
     before = os.listdir("/proc/self/fd")
-    table = maps.array("test", 1, 4)
+    table = maps.hash_map("test", 1, 8, 4)
     table.close()
     table.close()
     assert os.listdir("/proc/self/fd") == before

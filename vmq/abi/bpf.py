@@ -19,10 +19,10 @@ NR_BPF = 321 if platform.machine() == "x86_64" else 280
 # enum bpf_cmd
 BPF_MAP_CREATE, BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM = 0, 1, 2, 3
 BPF_MAP_GET_NEXT_KEY, BPF_PROG_LOAD, BPF_PROG_TEST_RUN = 4, 5, 10
-BPF_LINK_CREATE, BPF_LINK_UPDATE = 28, 29
+BPF_LINK_CREATE = 28
 
 # enum bpf_map_type
-BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_PERCPU_ARRAY = 1, 2, 6
+BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_ARRAY = 1, 6
 BPF_MAP_TYPE_DEVMAP, BPF_MAP_TYPE_XSKMAP = 14, 17
 
 # enum bpf_prog_type, enum bpf_attach_type
@@ -73,13 +73,12 @@ test_run = layout(
     ("ctx_in", u64),
 )
 link_create = layout(16, ("prog_fd", u32), ("target", u32), ("attach_type", u32), ("flags", u32))
-link_update = layout(16, ("link_fd", u32), ("new_prog_fd", u32), ("flags", u32), ("old_prog_fd", u32))
 
 # struct bpf_insn: the low half of `registers` is the destination, the high half the source
 instruction = layout(8, ("code", u8), ("registers", u8), ("offset", i16), ("immediate", i32))
 BPF_LD, BPF_LDX, BPF_ST, BPF_STX, BPF_ALU, BPF_JMP, BPF_ALU64 = 0, 1, 2, 3, 4, 5, 7
 BPF_W, BPF_H, BPF_B, BPF_DW = 0x00, 0x08, 0x10, 0x18
-BPF_IMM, BPF_ABS, BPF_MEM = 0x00, 0x20, 0x60
+BPF_IMM, BPF_MEM = 0x00, 0x60
 BPF_K, BPF_X = 0x00, 0x08
 BPF_TO_BE = 0x08
 BPF_OPERATIONS = {

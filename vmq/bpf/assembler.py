@@ -50,7 +50,6 @@ class Code:
     def __init__(self) -> None:
         self._instructions: list[_Instruction] = []
         self._labels: dict[str, int] = {}
-        self._maps: list[HasDescriptor] = []
 
     def __len__(self) -> int:
         return len(self._instructions)
@@ -100,7 +99,6 @@ class Code:
 
     def load_map(self, to: int, one: HasDescriptor) -> None:
         """`to` = a map, for a call. Two instructions long."""
-        self._maps.append(one)
         self._add(bpf.BPF_LD | bpf.BPF_IMM | bpf.BPF_DW, to, bpf.BPF_PSEUDO_MAP_FD, 0, one.fd)
         self._add(0)
 

@@ -7,15 +7,15 @@ the host may ever have, and a program touches that of its own: counters need no 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from vmq import linux
 from vmq.abi import bpf
+from vmq.bpf.descriptor import Descriptor
 
 PER_CPU_ALIGN = 8  # bytes that a processor's value is rounded up to
 POSSIBLE = Path("/sys/devices/system/cpu/possible")
@@ -35,7 +35,7 @@ def possible_cpus() -> int:
     return int(last) + 1
 
 
-class Map:
+class Map(Descriptor):
     """A map of `entries` pairs at most."""
 
     def __init__(self, kind: int, name: str, entries: int, key_size: int = 4, value_size: int = 4) -> None:
@@ -109,26 +109,9 @@ class Map:
         found = self.lookup(index.to_bytes(4, "little")) or b""
         return int(np.frombuffer(found, np.uint64).sum())
 
-    def close(self) -> None:
-        """Give up our descriptor; the map lives on in a program that uses it. It may be called again."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def hash_map(name: str, entries: int, key_size: int, value_size: int) -> Map:
     return Map(bpf.BPF_MAP_TYPE_HASH, name, entries, key_size, value_size)
-
-
-def array(name: str, entries: int, value_size: int) -> Map:
-    """Values under the numbers from 0; each is there from the beginning, zero."""
-    return Map(bpf.BPF_MAP_TYPE_ARRAY, name, entries, 4, value_size)
 
 
 def counters(name: str, entries: int) -> Map:

@@ -8,14 +8,14 @@ none of those that we call is among them (docs/adr/0010).
 from __future__ import annotations
 
 import errno
-import os
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
 from vmq import linux
 from vmq.abi import bpf
 from vmq.bpf.assembler import Code
+from vmq.bpf.descriptor import Descriptor
 from vmq.bpf.maps import attribute
 from vmq.errors import VmqError
 
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     ns: int  # a run, on average
 
 
-class Program:
+class Program(Descriptor):
     """A loaded program."""
 
     def __init__(self, kind: int, name: str, code: Code) -> None:
@@ -88,15 +88,3 @@ class Program:
         linux.bpf(bpf.BPF_PROG_TEST_RUN, asked)
         told = np.frombuffer(asked, bpf.test_run)[0]
         return Run(int(told["retval"]), out[: int(told["data_size_out"])].tobytes(), int(told["duration"]))
-
-    def close(self) -> None:
-        """Give up our descriptor; a link keeps the program in place. It may be called again."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
