@@ -51,7 +51,7 @@ COPIES = rows(
 
 @kernel
 def look_ahead(moves: Any, cursor: int) -> None:
-    """Bring nearer what the engine would: replay.expect_replay, split.read_ahead, to_guest.expect_room."""
+    """Bring nearer what the engine would: replay.expect_recorded, split.read_ahead, to_guest.expect_room."""
     source, target, room = moves[cursor + state.BURST], moves[cursor + AHEAD], moves[cursor + LONG_AHEAD]
     for place in range(0, min(int64(source["length"]), EXPECTED), state.LINE):
         prefetch(int64(source["source"]) + place, 0)

@@ -6,7 +6,7 @@ row    = "64-4-*"        rows by name, as a shell matches
 figure = "vmq"           one of their figures
 of     = "ovs"           divided by this one; left out: the figure itself
 least  = 3.0             or most = …: the bar
-why    = "…"             said where it is missed: what is in the way, and what would reach it
+why    = "…"             said where it is not met: what is in the way, and what would reach it
 
 Medians are judged. Where the bar lies among the middle half of the runs, or between it and the median, it is too close
 to tell: another five runs might have said otherwise.
