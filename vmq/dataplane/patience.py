@@ -56,6 +56,7 @@ def tired(w: Any, idle: int) -> bool:
 
 @kernel
 def found(w: Any, idle: int) -> None:
-    """Work, after so many rounds without: the time between is not counted as busy."""
+    """Work, after so many rounds without: the time between is not counted as busy. 0: it does not look for any."""
     if idle >= ROUNDS:
         w["woke"] += now(w) - int64(w["idle_since"])
+        w["idle_since"] = 0
