@@ -26,9 +26,9 @@ GUEST_MEMORY = "/memfd:"
 MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ ")
 
 
-def configuration(folder: Path, vms: int, *, source: bool = False) -> str:
+def configuration(folder: Path, vms: int, *, source: bool = False, idle: str = "sleep") -> str:
     """VM ports without an uplink, or with one that has frames without end."""
-    text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n'
+    text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\nidle = "{idle}"\n'
     text += '[uplink.source]\nkind = "memory"\n' if source else ""
     for number in range(vms):
         text += (
@@ -39,11 +39,11 @@ def configuration(folder: Path, vms: int, *, source: bool = False) -> str:
 
 
 @contextmanager
-def running(vms: int) -> Iterator[tuple[EngineProcess, list[Guest]]]:
+def running(vms: int, idle: str = "sleep") -> Iterator[tuple[EngineProcess, list[Guest]]]:
     """An engine with so many connected guests."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmq-bench-")))
-        engine = stack.enter_context(EngineProcess(folder, configuration(folder, vms)))
+        engine = stack.enter_context(EngineProcess(folder, configuration(folder, vms, idle=idle)))
         guests = [
             stack.enter_context(Guest(folder / f"v{number}.sock", mac(number))) for number in range(vms)
         ]
@@ -74,7 +74,10 @@ def on_processor(cpu: int) -> Iterator[None]:
 
 
 def wake_up(runs: int) -> dict[str, Figure]:
-    """µs from a guest's kick after a second of silence until its neighbour's call; in turn, the floor of this machine."""
+    """µs from a guest's frame after a second of silence until its neighbour's call; in turn, the floor of this machine.
+
+    Then the same with a processor that polls: the neighbour's wake-up alone is left.
+    """
     compile_probe()
     ours: list[float] = []
     floor: list[float] = []
@@ -85,7 +88,10 @@ def wake_up(runs: int) -> dict[str, Figure]:
                 os.eventfd_read(int(probe.row["call"][0]))
             time.sleep(SILENCE_SECONDS)
             floor.append(probe.nanoseconds() / 1000)
-    return of_wake_ups("guest to guest", ours) | of_wake_ups("two eventfds and a thread", floor)
+    with running(2, idle="poll") as (_, (sender, receiver)), on_processor(GUEST_CPU):
+        polled = [one_wake_up(sender, receiver) for _ in range(WAKE_UPS * runs)]
+    figures = of_wake_ups("guest to guest", ours) | of_wake_ups("two eventfds and a thread", floor)
+    return figures | of_wake_ups("guest to guest, a processor that polls", polled)
 
 
 def of_wake_ups(whose: str, times: Sequence[float]) -> dict[str, Figure]:
@@ -99,7 +105,7 @@ def of_wake_ups(whose: str, times: Sequence[float]) -> dict[str, Figure]:
 
 
 def one_wake_up(sender: Guest, receiver: Guest) -> float:
-    """µs for one frame: it stands in the ring before the kick is timed."""
+    """µs for one frame, from when it is shown to the device."""
     outgoing, incoming = sender.virtqueue(), receiver.virtqueue(to_guest=True)
     receiver.receive(1, 0)
     incoming.drain_calls()
@@ -109,11 +115,10 @@ def one_wake_up(sender: Guest, receiver: Guest) -> float:
     packet = bytes(12) + ethernet.ljust(64, b"\0")
     sender.memory.write(outgoing.buffer(0), packet)
     head = outgoing.write_chain([(outgoing.buffer(0), len(packet), 0)])
-    probe = Probe(outgoing.kick_fd, incoming.call_fd, incoming.call_fd)
+    outgoing.push(head)
+    probe = Probe(outgoing.kick_fd, incoming.call_fd, incoming.call_fd, outgoing.row_address)
     try:
         time.sleep(SILENCE_SECONDS)
-        outgoing.push(head)
-        outgoing.show()
         return probe.nanoseconds() / 1000
     finally:
         probe.close()

@@ -16,7 +16,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 
-from bench import contract, copies, cost, engine, fairness, latency, pairs, phases, taptcp, ways, without
+from bench import (
+    contract,
+    copies,
+    cost,
+    direct,
+    engine,
+    fairness,
+    latency,
+    pairs,
+    phases,
+    taptcp,
+    ways,
+    without,
+)
 from bench.delivery import delivery, once
 from bench.guests import FRONT_ENDS
 from bench.quiet import say
@@ -70,6 +83,7 @@ PARTS = (
     Part("cost", cost.ROWS, "cost", ("filters", "queues", "own-*")),
     Part("core", CORE, "figures", ("copy-1514", "nanoseconds")),
     Part("contract", contract.ROWS, "figures"),
+    Part("direct", direct.ROWS, "figures"),
 )
 
 

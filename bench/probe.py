@@ -20,6 +20,7 @@ import numpy as np
 from vmq.abi.layout import i64, rows
 from vmq.abi.linux import epoll_event, timespec
 from vmq.clock import now
+from vmq.guest.driver import RING, show
 from vmq.jit import (
     address_of,
     at,
@@ -35,6 +36,7 @@ from vmq.jit import (
 LONGEST_MS = 1000
 PROBE = rows(
     ("kick", i64), ("call", i64), ("epoll", i64), ("events", i64), ("clock", i64), ("token", i64), ("stop", i64),
+    ("ring", i64),  # of a guest: what was offered is shown to its device before the kick; 0 without
 )  # fmt: skip
 
 
@@ -44,6 +46,8 @@ def wait_for_call(address: int) -> int:
     probe = at(address, 1, PROBE)[0]
     poke(probe["token"], np.int64, np.int64(1))
     began = now(probe)
+    if probe["ring"]:
+        show(at(probe["ring"], 1, RING)[0])
     c_write(probe["kick"], probe["token"], 8)
     if c_epoll_wait(probe["epoll"], probe["events"], 1, LONGEST_MS) != 1:
         return int64(-1)
@@ -69,14 +73,14 @@ def compile_probe() -> None:
 class Probe:
     """One side: the descriptors it writes and the one it waits for."""
 
-    def __init__(self, kick: int, call: int, awaited: int) -> None:
+    def __init__(self, kick: int, call: int, awaited: int, ring: int = 0) -> None:
         self._epoll = select.epoll()
         self._epoll.register(awaited, select.EPOLLIN)
         self._memory = np.zeros(1, epoll_event), np.zeros(1, timespec), np.zeros(1, np.int64)
         self.row = np.zeros(1, PROBE)
         events, clock, token = map(address_of, self._memory)
         fields = {"kick": kick, "call": call, "epoll": self._epoll.fileno(), "events": events, "clock": clock}
-        for name, value in (fields | {"token": token}).items():
+        for name, value in (fields | {"token": token, "ring": ring}).items():
             self.row[name] = value
 
     def nanoseconds(self) -> int:

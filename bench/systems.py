@@ -50,6 +50,7 @@ class Load:
     guests: int
     frames: Sequence[bytes] = ()
     kept: Path | None = None  # where a sink writes what it gets
+    idle: str = "sleep"  # what our processor does without work; those of the others always poll
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def udp_frame(to: str, source: str, flow: int, number: int, size: int) -> bytes:
 @contextlib.contextmanager
 def vmq(folder: Path, load: Load) -> Iterator[Served]:
     """Our engine."""
-    text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n[uplink.source]\n'
+    text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\nidle = "{load.idle}"\n[uplink.source]\n'
     if load.frames:
         capture = write_capture(folder / "in.pcap", load.frames)
         text += f'kind = "pcap"\nread = "{capture}"\nrepeat = true\nlossless = false\n'

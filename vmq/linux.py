@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 from vmq.abi.bpf import NR_BPF
 from vmq.abi.linux import (
     MAP_ANONYMOUS,
+    MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_NORESERVE,
     MAP_POPULATE,
@@ -69,6 +71,11 @@ def map_shared(descriptor: int, length: int) -> int:
 def map_ring(descriptor: int, length: int, offset: int) -> int:
     """Map a ring that the kernel shares under an offset of a socket, its pages there at once; the address."""
     return _map(0, length, MAP_SHARED | MAP_POPULATE, descriptor, offset)
+
+
+def map_over(address: int, descriptor: int, length: int) -> None:
+    """Map the first `length` bytes of a file in the place of memory of ours."""
+    _map(address, length, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, descriptor, 0)
 
 
 def map_private(length: int) -> int:
@@ -133,6 +140,30 @@ def bpf(command: int, attribute: bytearray) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(given)
+
+
+def unshare(flags: int) -> None:
+    """Give this thread namespaces of its own."""
+    _done(_libc.unshare(flags))
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Let this thread enter a namespace."""
+    _done(_libc.setns(descriptor, kind))
+
+
+def grace_period() -> None:
+    """Wait until no processor runs what it had begun to run in the kernel: programs and polls of devices (RCU).
+
+    To close a packet socket waits for that: linux, net/packet/af_packet.c, packet_release().
+    """
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+
+
+def _done(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def bind_socket(descriptor: int, address: bytes) -> None:

@@ -61,6 +61,8 @@ class QueueEntry:
     keep: int = 0
     oldest: bool = False
     late: bool = False
+    direct: int = 0
+    led: int = 0
 
 
 _QUEUE = [one.name for one in fields(QueueEntry)]
@@ -277,6 +279,7 @@ class _Builder:
         self.polls: list[list[int]] = [[] for _ in range(worker_count)]
         self.own_lanes: list[list[int]] = [[] for _ in range(worker_count)]
         self.moderated: list[list[int]] = [[] for _ in range(worker_count)]
+        self.directs: list[list[int]] = [[] for _ in range(worker_count)]
 
     def build(self, epoch: int, *, timed: bool) -> Block:
         """The version with this epoch."""
@@ -295,6 +298,7 @@ class _Builder:
             "buckets": buckets, "near_buckets": near,
             "rules": rules, "field_tests": tests, "groups": groups, "members": members, "learns": self.learns, "lanes": self.lanes,
             "jobs": jobs, "polls": lists["poll"], "own_lanes": lists["lane"], "moderated": lists["moderated"],
+            "directs": lists["direct"],
         }  # fmt: skip
         largest = max([int(count) for count in groups["count"]], default=1)
         header = {
@@ -304,7 +308,7 @@ class _Builder:
             "unknown_count": sum("unknown" in port.accept for port in self.ports),
             "member_count": len(members), "learn_count": len(self.learns), "lane_count": len(self.lanes),
             "poll_count": len(lists["poll"]), "own_lane_count": len(lists["lane"]),
-            "moderated_count": len(lists["moderated"]), "timed": timed,
+            "moderated_count": len(lists["moderated"]), "direct_count": len(lists["direct"]), "timed": timed,
             "frame_limit": min(state.FRAMES, state.DELIVERIES // max(largest, 1)),
         }  # fmt: skip
         return Block(arrays, header)
@@ -343,6 +347,8 @@ class _Builder:
         for index, one in enumerate(port.queues):
             if (one.gap or one.gather) and one.former == state.NONE:
                 self.moderated[one.worker].append(port.first_queue + index)
+            if one.direct:
+                self.directs[one.worker].append(port.first_queue + index)
         for index, pair in port.rings.items():
             for direction, ring in enumerate(pair):
                 row = self.virtqueues[2 * (port.first_queue + index) + direction]
@@ -355,7 +361,12 @@ class _Builder:
 
     def _jobs(self) -> tuple[Rows, dict[str, Rows]]:
         """Where each worker's numbers begin in the lists of all, and these lists."""
-        lists = {"poll": self.polls, "lane": self.own_lanes, "moderated": self.moderated}
+        lists = {
+            "poll": self.polls,
+            "lane": self.own_lanes,
+            "moderated": self.moderated,
+            "direct": self.directs,
+        }
         jobs = np.zeros(self.worker_count, state.job)
         for name, parts in lists.items():
             counts = [len(part) for part in parts]

@@ -17,12 +17,12 @@ this process may use.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmq.affinity import processors
 from vmq.config.forms import cpu_list
 from vmq.errors import HostError
 
@@ -55,7 +55,7 @@ def read(devices: Collection[str] = (), root: str | Path | None = None) -> Topol
     """The topology of this host, or the one recorded below `root`; of the NICs `devices`, where they stand."""
     base = Path(root or "/")
     if root is None:
-        allowed = tuple(sorted(os.sched_getaffinity(0)))
+        allowed = tuple(sorted(processors()))
     else:
         allowed = _list(base / CPU / "online")
         if not allowed:

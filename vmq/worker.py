@@ -102,11 +102,12 @@ class Worker:
         self.strangers = segment.rows["strangers"][index * state.STRANGERS : (index + 1) * state.STRANGERS]
         self.row["misses"], self.row["strangers"] = address_of(self.misses), address_of(self.strangers)
         self.row["epoll_fd"], self.row["doorbell_fd"] = self.epoll.fileno(), self.doorbell
-        self._seen_events = 0
+        self._seen_events = self._began = 0
         self._thread = threading.Thread(target=self._run, name=f"vmq-cpu{cpu}", daemon=True)
 
     def start(self) -> None:
         """Start the thread; the engine's tables have been published once."""
+        self._began = time.monotonic_ns()
         self._thread.start()
 
     def _run(self) -> None:
@@ -126,10 +127,15 @@ class Worker:
     @property
     def busy_ns(self) -> int:
         """Time awake so far, without that in which it looked for work; the kernels add it up when they fall asleep."""
-        awake = (
-            0 if self.row["sleeping"] or not self.row["woke"] else time.monotonic_ns() - int(self.row["woke"])
-        )
-        return int(self.row["busy_ns"]) + max(awake, 0)
+        woke, idle = int(self.row["woke"]), int(self.row["idle_since"])
+        if self.row["sleeping"] or not woke:
+            return int(self.row["busy_ns"])
+        return int(self.row["busy_ns"]) + max((idle or time.monotonic_ns()) - woke, 0)
+
+    @property
+    def busy_ratio(self) -> float | None:
+        """The share of its life in which it had work; None before it began."""
+        return self.busy_ns / (time.monotonic_ns() - self._began) if self._began else None
 
     def watch(self, descriptor: int) -> None:
         """Wake the worker when `descriptor` becomes readable."""

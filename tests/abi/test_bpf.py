@@ -18,14 +18,15 @@ FIELDS = {
     "prog_load": ["prog_type", "insn_cnt", "insns", "license", "log_level", "log_size", "log_buf", "kern_version",
                   "prog_flags", "prog_name", "prog_ifindex", "expected_attach_type"],
     "test_run": [f"test.{name}" for name in ("prog_fd", "retval", "data_size_in", "data_size_out", "data_in", "data_out",
-                                             "repeat", "duration", "ctx_size_in", "ctx_size_out", "ctx_in")],
+                                             "repeat", "duration", "ctx_size_in", "ctx_size_out", "ctx_in", "ctx_out", "flags", "cpu",
+                                             "batch_size")],
     "link_create": ["link_create.prog_fd", "link_create.target_fd", "link_create.attach_type", "link_create.flags"],
 }  # fmt: skip
 CONSTANTS = [
     "BPF_MAP_CREATE", "BPF_MAP_GET_NEXT_KEY", "BPF_PROG_LOAD", "BPF_PROG_TEST_RUN", "BPF_LINK_CREATE",
     "BPF_MAP_TYPE_HASH", "BPF_MAP_TYPE_PERCPU_ARRAY", "BPF_MAP_TYPE_DEVMAP", "BPF_MAP_TYPE_XSKMAP",
     "BPF_PROG_TYPE_SOCKET_FILTER", "BPF_PROG_TYPE_SCHED_CLS", "BPF_PROG_TYPE_XDP", "BPF_XDP", "BPF_OBJ_NAME_LEN",
-    "BPF_PSEUDO_MAP_FD", "BPF_FUNC_map_lookup_elem", "BPF_FUNC_skb_vlan_push", "BPF_FUNC_redirect_map",
+    "BPF_PSEUDO_MAP_FD", "BPF_F_TEST_XDP_LIVE_FRAMES", "BPF_FUNC_map_lookup_elem", "BPF_FUNC_skb_vlan_push", "BPF_FUNC_redirect", "BPF_FUNC_redirect_map",
     "BPF_FUNC_skb_load_bytes_relative", "BPF_HDR_START_MAC", "XDP_ABORTED", "XDP_PASS", "XDP_REDIRECT",
     "XDP_FLAGS_SKB_MODE", "XDP_FLAGS_DRV_MODE", "BPF_LDX", "BPF_ALU64", "BPF_MEM", "BPF_DW", "BPF_TO_BE",
     "BPF_END", "BPF_CALL", "BPF_EXIT",

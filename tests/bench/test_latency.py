@@ -192,7 +192,9 @@ def test_passage_of_an_engine(pair: None) -> None:
     told = latency_.passage("vmq", 0.002)
 
     assert told.sent <= told.offered == 0.002
-    assert 0 < told.times["p50"] <= told.times["p99"] <= told.times["p99.9"]
+    times = list(told.times.values())  # of a machine that stops now and then not all have a value
+    assert (next(iter(told.times)), times) == ("p50", sorted(times))
+    assert times[0] > 0
 
 
 def test_own_rate_is_searched_below_what_arrives_unpaced(pair: None, monkeypatch: pytest.MonkeyPatch) -> None:

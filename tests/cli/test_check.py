@@ -35,6 +35,7 @@ processors = "0"
 # group is left open
 guard = true  # default
 placement = "static"  # default
+idle = "sleep"  # default
 
 [uplink."w.an"]
 kind = "pcap"
@@ -64,6 +65,7 @@ queue_pairs = 16  # default
 weight = 100  # default
 overload = "drop-newest"  # default
 overload_frames = 256  # default
+placement = "switched"  # default
 indications = 0  # default
 indication_frames = 0  # default
 spoof_check = true  # default
@@ -116,6 +118,7 @@ def test_check_in_json_has_the_words_of_the_file(vmq, file) -> None:
         "processors": [0],
         "group": None,
         "guard": True,
+        "idle": "sleep",
         "placement": "static",
     }
     assert printed["uplink"]["w.an"]["kind"] == "pcap"

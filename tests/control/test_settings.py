@@ -113,7 +113,7 @@ UPLINK = {"mtu": 2000, "link_local": "forward", "processors": (FIRST_CPU,), "num
 OTHER: dict[
     str, dict[str, Any]
 ] = {  # for each key a value that is not its default; a key that is missing here fails
-    "Engine": {"processors": (FIRST_CPU,), "guard": False, "placement": "dynamic"},
+    "Engine": {"processors": (FIRST_CPU,), "guard": False, "placement": "dynamic", "idle": "poll"},
     "Doctor": {
         "ignore": ("D13",),
         "wake_us": 1,
@@ -141,6 +141,7 @@ OTHER: dict[
         "weight": 7,
         "overload": "hold",
         "overload_frames": 9,
+        "placement": "direct",
         "indications": 3_000,
         "indication_frames": 5,
         "spoof_check": False,

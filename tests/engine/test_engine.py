@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from tests.engine.running import (
     FIRST_CPU,
     MACS,
     NO_FRAMES,
+    TWO_CPUS,
     Running,
     exchange,
     frame,
@@ -25,6 +26,7 @@ from tests.engine.running import (
     guest_maps,
     held,
     open_files,
+    two_processors,
     until,
 )
 from vmq.abi.ethernet import mac_number
@@ -33,6 +35,7 @@ from vmq.config import Memory
 from vmq.engine import engine as module
 from vmq.engine.engine import Engine
 from vmq.guest.guest import Guest
+from vmq.topology import read
 
 # --- guests -----------------------------------------------------------------------------------------------------
 
@@ -350,3 +353,31 @@ def test_an_engine_that_was_never_started_can_be_closed(tmp_path: Path):
 
     asyncio.run(make_and_close())
     assert open_files() == before
+
+
+@two_processors
+def test_control_keeps_off_the_processors_of_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It, and what it starts; what a configuration may name stays the same, and in the end it is where it was."""
+    before, after = os.sched_getaffinity(0), list[set[int]]()
+    with Running(tmp_path, cpus=(FIRST_CPU,)) as running:
+        engine = running.engine
+        worker, watchdog = engine.workers[0], engine.watchdog._thread.native_id
+        until(lambda: worker.thread_id and os.sched_getaffinity(worker.thread_id) == {FIRST_CPU})
+        assert watchdog is not None
+        assert os.sched_getaffinity(watchdog) == before - {FIRST_CPU}
+        assert running.do(os.sched_getaffinity, 0) == before - {FIRST_CPU}
+        assert running.do(lambda: read().allowed) == tuple(sorted(before))
+
+        def close(really: Callable[[], None] = engine.close) -> None:
+            really()
+            after.append(os.sched_getaffinity(0))
+
+        monkeypatch.setattr(engine, "close", close)
+    assert after == [before]
+
+
+@two_processors
+def test_control_stays_where_there_is_no_other_processor(tmp_path: Path):
+    with Running(tmp_path, cpus=tuple(TWO_CPUS)) as running:
+        before = running.do(os.sched_getaffinity, 0)
+        assert before == (os.sched_getaffinity(0) - set(TWO_CPUS) or os.sched_getaffinity(0))

@@ -58,7 +58,7 @@ def test_frames_cross_a_veth_both_ways_with_their_tags_in_order(
             got += wait_for(worker, lane, len(frames[place : place + 100]))
         assert got == frames
         assert engine.call(uplink.status)["verdicts"] == {
-            "steered": len(frames), "group": 0, "nobody": 0, "no_socket": 0, "too_long": 0, "runt": 0
+            "steered": len(frames), "group": 0, "nobody": 0, "direct": 0, "no_socket": 0, "too_long": 0, "runt": 0
         }  # fmt: skip
 
         sent = [plain(number, 60 + number) for number in range(1, 300)]

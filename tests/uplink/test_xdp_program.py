@@ -15,7 +15,7 @@ from tests.dataplane.rig import BROADCAST, LINK_LOCAL, MULTICAST, NOBODY, A, B, 
 from vmq.abi import bpf
 from vmq.abi.ethernet import mac_number
 from vmq.abi.xdp import AF_XDP
-from vmq.bpf.maps import counters, hash_map, socket_map
+from vmq.bpf.maps import counters, device_map, hash_map, socket_map
 from vmq.bpf.program import Program
 from vmq.dataplane.state import VID_SHIFT
 from vmq.uplink import xdp_program
@@ -23,7 +23,7 @@ from vmq.uplink.xdp_program import VERDICTS, steering, watcher
 
 pytestmark = pytest.mark.root
 LONGEST = 1792
-PRESENT = bytes(4)
+PRESENT, PAIR = bytes(4), 3
 
 
 class Kernel:
@@ -35,7 +35,8 @@ class Kernel:
         for mac, vlan in filters:
             self.filters.update((mac_number(mac) | vlan << VID_SHIFT).to_bytes(8, "little"), PRESENT)
             self.addresses.update(mac_number(mac).to_bytes(8, "little"), PRESENT)
-        code = steering(self.filters, self.sockets, self.counted, LONGEST)
+        self.pairs = device_map("pairs", 8)
+        code = steering(self.filters, self.sockets, self.pairs, self.counted, LONGEST)
         self.steer = Program(bpf.BPF_PROG_TYPE_XDP, "steer", code)
         self.watch = Program(bpf.BPF_PROG_TYPE_SOCKET_FILTER, "watch", watcher(self.addresses))
         self.socket = socket.socket(AF_XDP, socket.SOCK_RAW)
@@ -50,7 +51,7 @@ class Kernel:
         moved = [self.counted.total(index) - count for index, count in enumerate(before)]
         assert sorted(moved) == [0] * (len(VERDICTS) - 1) + [1]
         name = VERDICTS[moved.index(1)][0]
-        assert run.verdict == (bpf.XDP_REDIRECT if name == "steered" else bpf.XDP_PASS)
+        assert run.verdict == (bpf.XDP_REDIRECT if name in ("steered", "direct") else bpf.XDP_PASS)
         return name
 
     def watched(self, data: bytes) -> bool:
@@ -65,6 +66,7 @@ class Kernel:
             self.filters,
             self.addresses,
             self.sockets,
+            self.pairs,
             self.counted,
             self.steer,
             self.watch,
@@ -164,3 +166,15 @@ def test_a_packet_socket_watches_groups_and_addresses_of_vms_in_any_vlan():
 
 def test_verdicts_have_the_numbers_of_their_names():
     assert [getattr(xdp_program, name.upper()) for name, _ in VERDICTS] == list(range(len(VERDICTS)))
+
+
+def test_a_direct_filter_leads_to_its_pair_and_without_one_to_the_kernel() -> None:
+    """The loopback device stands for a near end: a program is run, and nothing sent."""
+    with Kernel([(A, 0), (B, 0)]) as kernel:
+        key = (mac_number(A) | 0 << VID_SHIFT).to_bytes(8, "little")
+        kernel.filters.update(key, (PAIR + 1).to_bytes(4, "little"))
+        assert kernel.verdict(frame(A, B)) == "no_socket"
+        kernel.pairs.update(PAIR.to_bytes(4, "little"), socket.if_nametoindex("lo").to_bytes(4, "little"))
+        assert kernel.verdict(frame(A, B)) == "direct"
+        assert kernel.verdict(frame(B, A)) == "steered"
+        assert kernel.verdict(frame(BROADCAST, A)) == "group"

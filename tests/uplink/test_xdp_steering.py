@@ -25,6 +25,20 @@ def keys(steering: XdpSteering) -> tuple[set[int], set[int]]:
     return filters, addresses
 
 
+def test_a_filter_that_becomes_direct_leads_elsewhere_and_back() -> None:
+    steering = XdpSteering(1, 1514)
+    try:
+        assert steering.follow({(A, 0), (A, 5)}, direct={(A, 5): 7}) == ""
+        values = {key: steering.filters.lookup(key) for key in list(steering.filters.keys())}
+        assert {int.from_bytes(key, "little"): int.from_bytes(value or b"", "little") for key, value in values.items()} == {
+            A: 0, A | 5 << 48: 8
+        }  # fmt: skip
+        steering.follow({(A, 0), (A, 5)})
+        assert steering.filters.lookup((A | 5 << 48).to_bytes(8, "little")) == bytes(4)
+    finally:
+        steering.close()
+
+
 def test_maps_follow_what_is_asked_for_and_hold_no_group():
     steering = XdpSteering(1, 1518)
     assert keys(steering) == (set(), set())

@@ -83,3 +83,13 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
             a.ready()
             b.ready()
             yield Lan(host, engine, a, b)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Namespace, Namespace]]:
+    """An engine's host with `wire0`, and `host0` at its other end, which says nothing of its own."""
+    with Namespace("engine") as near, Namespace("host") as far:
+        for end in (near, far):
+            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        near.veth("wire0", far, "host0")
+        yield near, far

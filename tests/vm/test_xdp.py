@@ -30,15 +30,6 @@ def vm(name: str, keys: str = "") -> str:
 TWO = vm("attacker") + vm("third", "vlan = 5")
 
 
-@pytest.fixture
-def ends() -> Iterator[tuple[Namespace, Namespace]]:
-    with Namespace("engine") as near, Namespace("host") as far:
-        for end in (near, far):
-            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
-        near.veth("wire0", far, "host0")
-        yield near, far
-
-
 def guest(engine: EngineProcess, name: str) -> Guest:
     return Guest(engine.folder / f"{name}.sock", MACS[name], room=1 << 17, timeout=PATIENCE)
 

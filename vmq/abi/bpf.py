@@ -59,7 +59,7 @@ prog_load = layout(
     ("expected_attach_type", u32),
 )
 test_run = layout(
-    56,
+    80,
     ("prog_fd", u32),
     ("retval", u32),
     ("data_size_in", u32),
@@ -71,6 +71,10 @@ test_run = layout(
     ("ctx_size_in", u32),
     ("ctx_size_out", u32),
     ("ctx_in", u64),
+    ("ctx_out", u64),
+    ("flags", u32),
+    ("cpu", u32),
+    ("batch_size", u32),
 )
 link_create = layout(16, ("prog_fd", u32), ("target", u32), ("attach_type", u32), ("flags", u32))
 
@@ -90,9 +94,11 @@ BPF_CONDITIONS = {
 }  # fmt: skip
 BPF_JA, BPF_CALL, BPF_EXIT = 0x00, 0x80, 0x90
 BPF_PSEUDO_MAP_FD = 1
+BPF_F_TEST_XDP_LIVE_FRAMES = 2
 
 # enum bpf_func_id
-BPF_FUNC_map_lookup_elem, BPF_FUNC_skb_vlan_push, BPF_FUNC_redirect_map = 1, 18, 51
+BPF_FUNC_map_lookup_elem, BPF_FUNC_skb_vlan_push, BPF_FUNC_redirect = 1, 18, 23
+BPF_FUNC_xdp_adjust_head, BPF_FUNC_redirect_map = 44, 51
 BPF_FUNC_skb_load_bytes_relative, BPF_HDR_START_MAC = 68, 0
 
 # struct xdp_md as a program reads it: `data` and `data_end` are pointers to the verifier

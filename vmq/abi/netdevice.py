@@ -13,7 +13,7 @@ ifreq = layout(
 SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
 SIOCGIFNAME, SIOCGIFMTU, SIOCSIFMTU = 0x8910, 0x8921, 0x8922
 SIOCBRADDIF, SIOCBRDELIF = 0x89A2, 0x89A3
-IFF_UP, IFF_MASK = 1, 0xFFFF  # ifr_flags is a short
+IFF_UP, IFF_NOARP, IFF_MASK = 1, 0x80, 0xFFFF  # ifr_flags is a short
 ARPHRD_ETHER = 1  # linux-if_arp.h
 
 # linux-if_tun.h: beside those of vmq.abi.linux
@@ -39,8 +39,11 @@ nlattr = layout(4, ("len", u16), ("type", u16))
 ifinfomsg = layout(
     16, ("family", u8), ("pad", u8), ("type", u16), ("index", i32), ("flags", u32), ("change", u32)
 )
-NLM_F_REQUEST, NLMSG_ERROR, NLA_ALIGN, NLA_TYPE_MASK = 1, 2, 4, 0x3FFF
-RTM_NEWLINK, RTM_GETLINK = 16, 18
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x200, 0x400
+NLMSG_ERROR, NLA_ALIGN, NLA_TYPE_MASK, NLA_F_NESTED = 2, 4, 0x3FFF, 0x8000
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_PROMISCUITY = 1, 3, 4, 10, 16, 30
-IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1
+IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 18, 1, 2, 1  # linux-veth.h
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
+CLONE_NEWNET = 0x40000000  # linux-sched.h
 IF_OPER_WORDS = ("unknown", "not present", "down", "lower layer down", "testing", "dormant", "up")

@@ -108,12 +108,13 @@ def _agreed(args: argparse.Namespace) -> bool:
 
 
 def _hands(file: str, see: Situation, args: argparse.Namespace) -> Hands:
+    from vmq.affinity import processors
     from vmq.config import Config, parse
     from vmq.doctor.hands import Hands
     from vmq.doctor.treatment import check
 
     def read(text: str) -> Config:
-        return parse(text, file, os.sched_getaffinity(0))
+        return parse(text, file, processors())
 
     def no_new_errors(config: Config) -> None:
         now = look(args)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from vmq.affinity import processors
 from vmq.config.forms import FORMS, shown
 from vmq.config.judge import Complaints, judge
 from vmq.config.records import KINDS, AnyUplink, Config, Doctor, Engine, Record, Vm
@@ -46,7 +47,7 @@ def load(path: str | Path, available: Collection[int] | None = None) -> Config:
         ) from None
     except UnicodeDecodeError:
         raise HostError(str(path), "is not UTF-8", "Save it as UTF-8, as TOML demands") from None
-    return parse(text, str(path), os.sched_getaffinity(0) if available is None else available)
+    return parse(text, str(path), processors() if available is None else available)
 
 
 def parse(text: str, where: str, available: Collection[int] | None = None) -> Config:

@@ -61,6 +61,10 @@ class Engine(Record, frozen=True, kw_only=True):
         Literal["static", "dynamic"],
         says('"static" or "dynamic": whether VMs move to other processors as load comes and goes'),
     ] = "static"
+    idle: Annotated[
+        Literal["sleep", "poll"],
+        says('"sleep" or "poll": whether a processor without work sleeps, or looks for it all the time'),
+    ] = "sleep"
 
 
 class Uplink(Record, frozen=True, kw_only=True, tag_field="kind"):
@@ -257,6 +261,12 @@ class Vm(Record, frozen=True, kw_only=True):
             le=4096,
         ),
     ] = 256
+    placement: Annotated[
+        Literal["switched", "direct"],
+        says(
+            '"switched" or "direct": whether the engine writes frames into guest memory, or the kernel, where it can'
+        ),
+    ] = "switched"
     indications: Annotated[
         int,
         says(

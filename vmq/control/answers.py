@@ -227,6 +227,14 @@ class Guarded(Event, tag="guard", kw_only=True):
     why: str
 
 
+class Placed(Event, tag="placement", kw_only=True):
+    """Frames for a VM are written by the kernel (direct) or by the engine (switched) from now on."""
+
+    vm: str
+    placement: str
+    why: str
+
+
 class Configured(Event, tag="configured", kw_only=True):
     """A configuration was brought about, or refused."""
 
@@ -306,6 +314,7 @@ AnyEvent = (
     | Moved
     | QueueSwap
     | Guarded
+    | Placed
     | Configured
     | Missing
     | Found

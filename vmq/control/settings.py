@@ -2,11 +2,10 @@
 """What was asked for, what is in effect, and why the two differ: for every setting there is.
 
 VMQ's critics name one thing above all: "enabled" does not mean "in effect". So no view has a setting without the three,
-and `why` is empty only where they agree. A row has the name of its key in the configuration. Four have none:
+and `why` is empty only where they agree. A row has the name of its key in the configuration. Three have none:
 
     filters          the addresses of `mac`, and those that a VM has learned or follows
     receive_queue    what `weight` is for
-    placement        of a VM: who writes the payload
     offloads         what the guest may do without
 
 Effective is read where it is in force: from the kernel, the front-end, the lane or the next version of the tables. What
@@ -69,6 +68,7 @@ def _of_engine(engine: Engine) -> Iterator[Row]:
         yield setting("placement", asked.placement, "static", "there is one processor")
     else:
         yield setting("placement", asked.placement, asked.placement)
+    yield setting("idle", asked.idle, "poll" if engine.segment.engine["polls"] else "sleep")
     fallen = [vm.name for vm in engine.vms.values() if engine.guarding.fallen(vm)]
     words = f"on the default queue because of it: {', '.join(fallen)}" if fallen else ""
     yield setting("guard", asked.guard, asked.guard, words)
@@ -216,9 +216,16 @@ def _processor(vm: Vm) -> Row:
 
 def _written_by(vm: Vm) -> Row:
     """Who writes the payload: the word of the glossary is placement."""
-    if not vm.queues[0].shared:
-        return setting("placement", "direct", "switched", "direct placement is not available in this version")
-    return setting("placement", "direct", "switched twice", "its frames go through the default queue")
+    if vm.queues[0].shared:
+        return setting(
+            "placement", vm.config.placement, "switched twice", "its frames go through the default queue"
+        )
+    directing, asked = vm.engine.directing, vm.config.placement
+    stage = directing.stage(vm)
+    if stage == "led":
+        return setting("placement", asked, "direct", "")
+    why = directing.obstacle(vm) or directing.whys.get(vm.name, "") or f"on its way: {stage}"
+    return setting("placement", asked, "switched", why if asked == "direct" else "")
 
 
 def _queue_pairs(vm: Vm) -> Row:

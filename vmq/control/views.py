@@ -221,7 +221,6 @@ def uplink_row(engine: Engine, name: str) -> Row:
 
 def processor_row(engine: Engine, worker: Worker) -> Row:
     """One processor; where its thread may run is read back from the kernel."""
-    busy, slept = worker.busy_ns, int(worker.row["slept_ns"])
     vms = [vm for vm in engine.vms.values() if vm.worker == worker.index]
     return {
         "cpu": worker.cpu,
@@ -235,7 +234,8 @@ def processor_row(engine: Engine, worker: Worker) -> Row:
         "bursts": int(worker.row["bursts"]),
         "sleeps": int(worker.row["sleeps"]),
         "wakeups": int(worker.row["wakeups"]),
-        "busy_ratio": round(busy / (busy + slept), 4) if busy + slept else None,
+        "busy_ns": worker.busy_ns,
+        "busy_ratio": None if worker.busy_ratio is None else round(worker.busy_ratio, 4),
     }
 
 

@@ -2,9 +2,10 @@
 """A processor: one thread that enters `run` once and leaves it at the end.
 
         run ─► adopt the newest tables
-            ─► one round for each source it owns: its lanes, the rings from other processors, its guests' rings
+            ─► one round for each source it owns: its lanes, the rings from other processors, its guests' rings,
+               what the kernel has placed
                  round:  take a burst ─► steer every frame ─► deliver queue by queue ─► send what leaves
-            ─► nothing to do for a while (patience.py): ask for kicks, look once more, epoll_wait
+            ─► nothing to do for a while (patience.py): ask for kicks, look once more, epoll_wait; never, if it polls
 
 Tables change only between rounds; `epoch` tells control what this worker has let go of. No lock, no Python, no
 allocation. The only places that wait are epoll_wait and what a descriptor in non-blocking mode can take.
@@ -17,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from vmq.clock import now
+from vmq.dataplane.direct import FEW
 from vmq.dataplane.handover import (
     parcels_waiting,
     ring_of,
 )
 from vmq.dataplane.moderate import remind
-from vmq.dataplane.patience import found, learn, tired
+from vmq.dataplane.patience import ROUNDS, found, learn, tired
 from vmq.dataplane.reasons import NO_FAULT
 from vmq.dataplane.replay import paced, until_due
-from vmq.dataplane.rounds import guest_round, lane_round, parcels_round
+from vmq.dataplane.rounds import direct_round, guest_round, lane_round, parcels_round
 from vmq.dataplane.split import ask_for_kicks
 from vmq.dataplane.state import (
     EPOCH_GONE,
@@ -33,6 +35,7 @@ from vmq.dataplane.state import (
     MAX_QUEUES,
     MAX_VPORTS,
     READY,
+    direct_queue,
     engine,
     job,
     lane,
@@ -145,6 +148,9 @@ def all_rounds(t: Any, w: Any) -> int:
         moved += parcels_round(t, w, sender, 0)
         moved += parcels_round(t, w, sender, 1)
     moved += guest_rounds(t, w, mine)
+    directs = at(t["directs"], max(int64(t["direct_count"]), 1), np.int64)
+    for place in range(mine["direct_first"], mine["direct_first"] + mine["direct_count"]):
+        moved += direct_round(t, w, directs[place])
     moderated = at(t["moderated"], max(int64(t["moderated_count"]), 1), np.int64)
     for place in range(mine["moderated_first"], mine["moderated_first"] + mine["moderated_count"]):
         remind(t, w, moderated[place])
@@ -200,6 +206,11 @@ def prepare_sleep(t: Any, w: Any) -> int:
     for place in range(mine["moderated_first"], mine["moderated_first"] + mine["moderated_count"]):
         if rings[2 * moderated[place]]["owed"] > 0:
             timeout = sooner(timeout, POLL_WAIT_MS)
+    directs = at(t["directs"], max(int64(t["direct_count"]), 1), np.int64)
+    for place in range(mine["direct_first"], mine["direct_first"] + mine["direct_count"]):
+        # Its driver does not kick for receive buffers, and without one nothing lands that would wake us.
+        if at(queues[directs[place]]["direct"], 1, direct_queue)[0]["posted"] < FEW:
+            timeout = sooner(timeout, POLL_WAIT_MS)
     store_release(w, "sleeping", 1)
     # us: write sleeping, then read rings and tables | another worker, control: write those, then read sleeping.
     fence()
@@ -221,14 +232,16 @@ def sleep(t: Any, w: Any) -> None:
     timeout = prepare_sleep(t, w)
     if timeout != 0:
         began = now(w)
-        until = int64(w["idle_since"]) if w["idle_since"] > w["woke"] else began  # to look for work is none
+        until = int64(w["idle_since"]) if w["idle_since"] else began  # to look for work is none
         w["busy_ns"] += until - int64(w["woke"])
+        w["idle_since"] = 0
         w["sleeps"] += 1
         woken = c_epoll_wait(w["epoll_fd"], w["ready"], READY, timeout) > 0
         w["wakeups"] += 1 if woken else 0
         w["woke"] = now(w)
-        w["slept_ns"] += int64(w["woke"]) - began
         learn(w, int64(w["woke"]) - began, woken)
+    else:
+        found(w, ROUNDS)
     w["eager"] = (
         1  # also when it did not sleep: who was asked for kicks with a frame standing there gives none for it
     )
@@ -249,13 +262,14 @@ def run(address: int) -> None:
             w["tables"] = version
             # us: last use of older rows, then epoch | control: reads epoch, then frees them.
             store_release(w, "epoch", t["epoch"])
+            found(w, idle)
             idle = int64(0)
         if (timed_rounds(t, w) if t["timed"] else all_rounds(t, w)) > 0:
             found(w, idle)
             idle = int64(0)
             continue
         idle += 1
-        if tired(w, idle):
+        if tired(w, idle) and not load_once(shared, "polls"):
             sleep(t, w)
             idle = int64(0)
     store_release(w, "epoch", EPOCH_GONE)

@@ -201,13 +201,12 @@ def packet_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
 
 
 @kernel
-def lay_out(w: Any, lane: Any, first: int) -> int:
-    """Lay out outgoing frames from number `first` on as messages, as many as fit; how many."""
+def lay_out(w: Any, lane: Any, outgoing: Any, first: int, most: int) -> int:
+    """Lay out frames of a list of `most`, from place `first` on, as messages, as many as fit; how many."""
     frames = at(w["frames"], FRAMES, frame)
-    outgoing = at(w["outgoing"], FRAMES, np.int64)
     messages = at(lane["transmit"], BURST, mmsghdr)
     used, count = int64(0), int64(0)
-    end = min(int64(w["outgoing_count"]), first + BURST)
+    end = min(most, first + BURST)
     for index in range(first, end):
         row = frames[outgoing[index]]
         need = VECTOR + int64(row["piece_count"])
@@ -226,10 +225,9 @@ def lay_out(w: Any, lane: Any, first: int) -> int:
 
 
 @kernel
-def send(w: Any, lane: Any, state: Any, first: int, count: int) -> None:
+def send(w: Any, lane: Any, state: Any, outgoing: Any, first: int, count: int) -> None:
     """Send the messages laid out; one that the kernel refuses is a named drop, and those behind it go on."""
     frames = at(w["frames"], FRAMES, frame)
-    outgoing = at(w["outgoing"], FRAMES, np.int64)
     done = int64(0)
     while done < count:
         place = int64(lane["transmit"]) + done * mmsghdr.itemsize
@@ -246,10 +244,16 @@ def send(w: Any, lane: Any, state: Any, first: int, count: int) -> None:
 
 
 @kernel
+def send_all(w: Any, lane: Any, state: Any, outgoing: Any, most: int) -> None:
+    """Send the frames of the round whose numbers stand in a list."""
+    first = int64(0)
+    while first < most:
+        count = lay_out(w, lane, outgoing, first, most)
+        send(w, lane, state, outgoing, first, count)
+        first += count
+
+
+@kernel
 def packet_transmit(w: Any, lane: Any, state: Any) -> None:
     """Send what leaves."""
-    first = int64(0)
-    while first < w["outgoing_count"]:
-        count = lay_out(w, lane, first)
-        send(w, lane, state, first, count)
-        first += count
+    send_all(w, lane, state, at(w["outgoing"], FRAMES, np.int64), int64(w["outgoing_count"]))

@@ -15,6 +15,7 @@ DROPS: tuple[tuple[str, str], ...] = (
     ),
     ("to_guest_bad_buffer", "a receive buffer lies outside guest memory, or is not writable"),
     ("to_guest_not_running", "the guest's driver has not started this receive queue"),
+    ("to_guest_pair", "the veth pair of a direct receive queue was full, or the frame was another VM's"),
     ("from_guest_bad_address", "a transmit buffer lies outside guest memory"),
     ("from_guest_direction", "a transmit chain has a buffer that the device would write"),
     ("from_guest_indirect", "an indirect table is empty, misaligned, nested or outside guest memory"),
@@ -50,6 +51,7 @@ DROP_COUNT = 32  # columns of the counters; room for the names to come
     TO_GUEST_TOO_LONG,
     TO_GUEST_BAD_BUFFER,
     TO_GUEST_NOT_RUNNING,
+    TO_GUEST_PAIR,
     FROM_GUEST_BAD_ADDRESS,
     FROM_GUEST_DIRECTION,
     FROM_GUEST_INDIRECT,
@@ -84,6 +86,7 @@ FAULTS: tuple[tuple[str, str], ...] = (
     ("next_range", "a descriptor chain leads beyond the table (virtio-1.2 §2.7.5)"),
     ("chain_loop", "a descriptor chain is longer than the queue size: it loops (virtio-1.2 §2.7.5.2)"),
     ("memory_gone", "guest memory disappeared under the engine: its file was truncated"),
+    ("direct_order", "the kernel did not fill receive buffers in the order in which it was given them"),
 )
 FAULT_BASE = 64  # a chain that is refused gives -1 - drop, or -1 - FAULT_BASE - fault
-NO_FAULT, AVAIL_JUMP, HEAD_RANGE, NEXT_RANGE, CHAIN_LOOP, MEMORY_GONE = range(len(FAULTS))
+NO_FAULT, AVAIL_JUMP, HEAD_RANGE, NEXT_RANGE, CHAIN_LOOP, MEMORY_GONE, DIRECT_ORDER = range(len(FAULTS))

@@ -14,6 +14,7 @@ import numpy as np
 
 from vmq.clock import now
 from vmq.dataplane.classify import expect_filter
+from vmq.dataplane.direct import FEW, begun, book_lost, harvest, post
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import (
     OTHERS,
@@ -27,6 +28,7 @@ from vmq.dataplane.handover import (
     ring_of,
 )
 from vmq.dataplane.lanes import rx_burst, tx_burst
+from vmq.dataplane.moderate import indicate
 from vmq.dataplane.observe import captures_of
 from vmq.dataplane.overload import fill
 from vmq.dataplane.ports import call, fault
@@ -40,6 +42,7 @@ from vmq.dataplane.state import (
     LANE_ACCOUNT,
     LANE_REPLAY,
     LANE_STATE,
+    LED,
     MAX_LANES,
     MAX_QUEUES,
     MAX_VPORTS,
@@ -49,6 +52,7 @@ from vmq.dataplane.state import (
     RING_OBSERVED,
     byte_ring,
     chain,
+    direct_queue,
     engine,
     frame,
     lane,
@@ -228,3 +232,31 @@ def guest_round(t: Any, w: Any, number: int) -> int:
     if w["broken"] != NO_FAULT:
         fault(w, owner, vq, int64(w["broken"]))
     return 1
+
+
+@kernel
+def direct_round(t: Any, w: Any, number: int) -> int:
+    """What the kernel has placed for receive queue `number`, and buffers for what it will; whether anything moved.
+
+    That a guest gives buffers back one by one keeps no processor awake, as long as the kernel has some.
+    """
+    shared = at(w["engine"], 1, engine)[0]
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    owner = int64(row["vport"])
+    vq = at(t["virtqueues"], 2 * t["queue_count"], virtqueue)[2 * number]
+    if not vq["running"] or at(shared["port_state"], MAX_VPORTS, port_state)[owner]["fault"] != NO_FAULT:
+        return 0
+    ring = at(shared["ring_state"], 2 * MAX_QUEUES, ring_state)[2 * number]
+    books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
+    placed = at(row["direct"], 1, direct_queue)[0]
+    taken = harvest(vq, ring, placed, books)
+    if taken > 0:
+        indicate(w, row, vq, ring, books, taken, publish(vq, ring))
+    few, posted = placed["posted"] < FEW, min(taken, 0)
+    if posted == 0 and row["led"] == LED and begun(vq, ring, placed):
+        posted = post(vq, ring, placed)
+    book_lost(placed, books)
+    if posted < 0:
+        fault(w, owner, vq, -1 - FAULT_BASE - posted)
+        return 1
+    return max(taken, 0) + (posted if few else 0)

@@ -61,6 +61,11 @@ EVENT_LEARN, EVENT_FAULT, EVENT_SPOOFED = 1, 2, 3
 # --- kinds of uplink lanes, tested once a burst ---
 LANE_REPLAY, LANE_TAP, LANE_PACKET, LANE_XDP = 1, 2, 3, 4
 
+# --- a receive queue that is direct: frames for it are sent into its pair, or no longer ---
+LED, LEAVING = 1, 2
+# Where a frame on the way through its pair was lost: no buffer, longer than one, no room or not this VM's.
+LOST_NO_BUFFER, LOST_TOO_LONG, LOST_PAIR, LOST = range(4)
+
 # --- what a generic receive filter leads to, if not to a receive queue ---
 TO_DROP_QUEUE, TO_DEFAULT_QUEUE = -2, -3
 
@@ -95,6 +100,7 @@ tables = rows(
     ("polls", i64), ("poll_count", i64),  # i64 numbers of receive queues, worker after worker
     ("own_lanes", i64), ("own_lane_count", i64),  # i64 numbers of lanes, worker after worker
     ("moderated", i64), ("moderated_count", i64),  # i64 numbers of receive queues, worker after worker
+    ("directs", i64), ("direct_count", i64),  # the same of those that are direct
     ("timed", i64),  # 1: workers measure how long they work (work_ns), for a comparison
     ("frame_limit", i64),  # frames a round may take so that no flood overruns DELIVERIES
 )  # fmt: skip
@@ -122,6 +128,7 @@ queue = rows(
     ("shared", i64),  # 1: no receive queue of its own; served by the default queue, frame by frame
     ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
     ("keep", i64), ("oldest", i64),  # frames that may wait for buffers; 1: the oldest is dropped first (overload.py)
+    ("direct", i64), ("led", i64),  # its `direct_queue`, 0 without; LED or LEAVING
     ("gap", i64), ("gather", i64),  # moderation (moderate.py): ns between indications, frames of one; 0: no limit
 )  # fmt: skip
 
@@ -170,10 +177,11 @@ lane = rows(
 )  # fmt: skip
 
 job = layout(
-    48,
+    64,
     ("poll_first", i64), ("poll_count", i64),
     ("lane_first", i64), ("lane_count", i64),
     ("moderated_first", i64), ("moderated_count", i64),
+    ("direct_first", i64), ("direct_count", i64),
 )  # fmt: skip
 
 # A frame of a capture or a generator, normalised when it was loaded: untagged, its tag beside it.
@@ -210,6 +218,25 @@ xdp_socket = rows(
     ("kicks", i64),
 )  # fmt: skip
 
+# A receive queue whose buffers the kernel fills (direct.py).
+span = layout(24, ("guest", i64), ("size", i64), ("place", i64))
+direct_queue = rows(
+    ("fd", i64),
+    ("memory", i64), ("size", i64), ("chunk", i64),  # what the kernel may write: host address, bytes; bytes that it counts a buffer
+    ("longest", i64), ("least", i64),  # bytes of a frame that may be led into the pair; that a buffer must have
+    ("spans", i64), ("span_count", i64),  # `span` rows: where guest memory lies in it
+    ("receive", xdp_ring), ("fill", xdp_ring),
+    ("near", i64), ("near_state", i64), ("turns", i64),  # `lane` into the pair, its `lane_state`; i64 numbers of frames
+    ("heads", i64), ("places", i64),  # i64 of posted chains, by number: first descriptor; offset of the buffer in `memory`
+    ("lost", i64, (LOST,)),  # control: frames so far, by where
+    # From here on: the worker while the queue is direct, control otherwise.
+    ("first", i64), ("posted", i64),  # number of the first chain that the kernel has not filled; how many it has
+    ("stale", i64),  # so many entries of the fill ring, the last ones, are from before
+    ("begun", i64),  # 1: the kernel has had buffers since frames are led here
+    ("booked", i64, (LOST,)),  # of `lost`, what is in the counters of the queue
+    ("unfit", i64),  # 1: the next chain is none for the kernel; 2: so was a frame for its pair
+)  # fmt: skip
+
 # ------------------------------------------------------------------------------------------------------------
 # State rows. The writer is named; everybody may read.
 
@@ -228,6 +255,7 @@ engine = rows(  # control, before the first worker starts; `tables` and `stop` l
     ("strangers", i64),  # stranger rows, worker after worker
     ("watches", i64), ("latencies", i64),  # `watch` and `latency` rows
     ("measured", i64),  # 1: some receive queue is measured, so every round notes when it began
+    ("polls", i64),  # 1: no processor ever sleeps
     ("rings", i64),  # i64 addresses of hand-over rings: handover.ring_of
     ("mappings", i64),  # `mapping` rows of all guest memory, for the SIGBUS handler
 )  # fmt: skip
@@ -236,7 +264,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("epoch", i64),  # store-release: rows of older versions are no longer used
     ("sleeping", i64),  # store: in epoll_wait, or about to be
     ("calling", i64),  # descriptor + 1 while a call is written; a watchdog looks
-    ("rounds", i64), ("bursts", i64), ("sleeps", i64), ("wakeups", i64), ("busy_ns", i64), ("slept_ns", i64),
+    ("rounds", i64), ("bursts", i64), ("sleeps", i64), ("wakeups", i64), ("busy_ns", i64),
     ("work_ns", i64),  # in rounds that moved something, while `timed`
     ("index", i64),
     ("engine", i64),
@@ -246,7 +274,7 @@ worker = rows(  # the worker; addresses and descriptors: control, before it star
     ("deliveries", i64), ("todo", i64), ("touched", i64), ("outgoing", i64),
     ("claims", i64), ("chains", i64), ("posted", i64), ("iovecs", i64), ("header", i64), ("scratch", i64), ("bounce", i64), ("arena", i64),
     ("ready", i64), ("clock", i64), ("columns", i64),
-    # How long it looks for work before it sleeps, ns, since when it has; times that its processor was taken away (patience.py).
+    # How long it looks for work before it sleeps, ns, since when it has, 0: it has work; times that its processor was taken away (patience.py).
     ("patience", i64), ("idle_since", i64), ("switches", i64), ("usage", i64),
     # The rings of guests (loop.guest_rounds): i64 queue numbers, the first `awake` of which are looked at in each round, and
     # of the others `turn` next; of which version they are; i32 rounds without a frame by queue; 1: wake them all.

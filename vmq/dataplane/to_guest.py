@@ -21,6 +21,8 @@ import numpy as np
 from vmq.abi.ethernet import ETH_TYPE_OFFSET, TPID_8021Q_LE, VLAN_HLEN
 from vmq.abi.virtio import VRING_DESC_F_WRITE, net_hdr
 from vmq.clock import now
+from vmq.dataplane.direct import is_led
+from vmq.dataplane.divert import divert
 from vmq.dataplane.memory import pour
 from vmq.dataplane.moderate import indicate
 from vmq.dataplane.observe import observe
@@ -232,6 +234,9 @@ def deliver(t: Any, w: Any, number: int, hold: int) -> None:
     noted = at(w["todo"], MAX_QUEUES, todo)[number]
     index = int64(noted["first"])
     running = vq["running"] and vq["enabled"]
+    if running and health["fault"] == 0 and is_led(row, vq, ring):
+        divert(w, row, int64(port["vlan"]), noted, books)
+        return
     w["steps_left"] = STEPS
     batch = offered = volume = int64(0)
     ahead = at(w["posted"], FRAMES, chain)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmq import topology as topologies
+from vmq.affinity import processors
 from vmq.config.forms import cpu_list
 from vmq.doctor.machines import Machine, processes
 from vmq.errors import HostError
@@ -146,7 +147,7 @@ def _topology(root: Path) -> Topology | None:
 
 def _allowed(topology: Topology | None) -> Topology | None:
     """This host's, with the processors that this process may use: the engine's, if it is started as we are."""
-    return topology and replace(topology, allowed=tuple(sorted(os.sched_getaffinity(0))))
+    return topology and replace(topology, allowed=tuple(sorted(processors())))
 
 
 def _cpu(system: Path, number: int, topology: Topology) -> Cpu:

@@ -77,6 +77,7 @@ class Changes:
         self._arrange(new)
         old, actions = self.engine.config, plan(self.engine.config, new)
         try:
+            self.engine.directing.make_way(new)
             self._free_addresses(new)
             for action in actions:
                 self._apply(action, new)

@@ -158,6 +158,8 @@ class Mover:
     def _set_out(self, move: Move) -> Journey | None:
         """Change its entry; the journey, if it has one before it."""
         vm, pair = move.vm, move.pair
+        if pair == 0 and (move.worker, move.shared) != (vm.worker, vm.queues[0].shared):
+            self.engine.directing.leave(vm, "its receive queue moves to another processor")
         entry = vm.queues[pair]
         going = self._under_way.get((vm.number, pair))
         if going is not None:

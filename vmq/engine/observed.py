@@ -119,6 +119,11 @@ class Observed:
         self.measured = False
         self._before: Rows | None = None  # what the histograms stood at when the measurement began
 
+    @property
+    def any(self) -> bool:
+        """Whether anybody looks at its frames."""
+        return bool(self.captures) or self.measured
+
     def link(self) -> None:
         """Have the workers look at what there is now; go on when all do."""
         engine = self.vm.engine

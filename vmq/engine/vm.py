@@ -147,6 +147,7 @@ class Vm:
 
     def follow(self, session: Session, mappings: dict[Region, Mapping]) -> dict[int, int]:
         """See `vhost.connection.Owner`."""
+        self.engine.directing.leave(self, "its driver or front-end changes its rings or its memory")
         before, entries = self.rings.started, dict(self.rings.entries)
         regions = [mappings[region] for region in session.regions]
         self._regions = tuple(sorted((one.region.gpa, one.region.size, one.host) for one in regions))

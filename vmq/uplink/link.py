@@ -140,6 +140,12 @@ def set_up(device: str) -> None:
         _ioctl(nd.SIOCSIFFLAGS, device, flags | nd.IFF_UP)
 
 
+def set_silent(device: str) -> None:
+    """Let it ask nobody for addresses."""
+    flags = _ioctl(nd.SIOCGIFFLAGS, device) & nd.IFF_MASK
+    _ioctl(nd.SIOCSIFFLAGS, device, flags | nd.IFF_NOARP)
+
+
 def set_down(device: str) -> None:
     flags = _ioctl(nd.SIOCGIFFLAGS, device) & nd.IFF_MASK
     if flags & nd.IFF_UP:

@@ -63,15 +63,20 @@ def prepare_lane(row: Any, memory: Callable[[int], int]) -> None:
     row["kind"], row["receives"] = state.LANE_PACKET, 1
     row["buffers"], row["buffer_size"] = memory(state.BURST * size), size
     row["held"] = memory(state.super_frame.itemsize)
-    row["headers"] = memory(state.BURST * HEADER_STRIDE)
     row["messages"] = memory(state.BURST * mmsghdr.itemsize)
-    row["transmit"] = memory(state.BURST * mmsghdr.itemsize)
+    prepare_sending(row, memory)
     vectors = at(memory(state.BURST * iovec.itemsize), state.BURST, iovec)
     vectors["base"] = int(row["buffers"]) + LEAD - HEADER + every * size
     vectors["len"] = size - LEAD + HEADER
     messages = at(int(row["messages"]), state.BURST, mmsghdr)["hdr"]
     messages["iov"], messages["iovlen"] = address_of(vectors) + every * iovec.itemsize, 1
     messages["control"] = memory(state.BURST * CONTROL) + every * CONTROL
+
+
+def prepare_sending(row: Any, memory: Callable[[int], int]) -> None:
+    """Give a lane what it sends with."""
+    row["headers"] = memory(state.BURST * HEADER_STRIDE)
+    row["transmit"] = memory(state.BURST * mmsghdr.itemsize)
 
 
 class PacketUplink(DeviceUplink):

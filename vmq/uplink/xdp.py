@@ -67,6 +67,7 @@ class XdpUplink(PacketUplink):
         self._tags: xdp_device.Tags | None = None
         self._filters: Collection[tuple[int, int]] = ()
         self._wants_everything = False
+        self._direct: dict[tuple[int, int], int] = {}  # filters that lead to a VM's pair, and its number
         self._own, self._look = 0, 0.0  # the device's address; when it is looked at next
         self._why = self._why_mode = self._why_everything = ""
         self._everything = True
@@ -168,12 +169,33 @@ class XdpUplink(PacketUplink):
         """Have the program, and what packet sockets take, follow the filters."""
         if self.steering is None:
             return
-        self._why_everything = self.steering.follow(self._filters, self._own) or self._why
+        self._why_everything = self.steering.follow(self._filters, self._own, self._direct) or self._why
         if not self._why_everything and self._wants_everything:
             self._why_everything = "a receive filter or a VM takes frames to other addresses"
         if bool(self._why_everything) != self._everything:
             self._everything = not self._everything
             self._watch()
+
+    @property
+    def steers(self) -> bool:
+        """Whether a program in the kernel finds the frames for VMs."""
+        return self.steering is not None and bool(self.steering.mode)
+
+    def pair(self, number: int, index: int) -> None:
+        """The near end of the pair of VM port `number`, in the namespace of who asks."""
+        if self.steering is not None:
+            self.steering.pair(number, index)
+
+    def lead(self, number: int, filters: Collection[tuple[int, int]]) -> None:
+        """Lead frames to these filters into the pair of a VM port, and no others."""
+        self._direct = {one: other for one, other in self._direct.items() if other != number}
+        self._direct |= dict.fromkeys(filters, number)
+        self._steer()
+
+    def unlead(self, number: int) -> None:
+        """Frames come by our own sockets again, from when no processor runs the program with what it read before."""
+        self._direct = {one: other for one, other in self._direct.items() if other != number}
+        self._steer()
 
     def tick(self) -> None:
         """See now and then whether the device is there, leaves tags in and has its address still."""

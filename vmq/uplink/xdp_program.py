@@ -4,6 +4,7 @@
     shorter than its headers ──► kernel          longer than a buffer ──► kernel
     group address            ──► kernel: the host has it, and the engine its copy by a packet socket
     (MAC, VLAN) of a VM      ──► the AF_XDP socket of its NIC queue; without a socket there, the kernel
+    the same, if it is direct ─► the VM's own pair (vmq/direct/); without one there, the kernel
     anything else            ──► kernel: the host keeps its NIC
 
 The lookup is the engine's own: the key is `bucket.key` of dataplane/state.py, the address and the VLAN of an 802.1Q tag
@@ -35,59 +36,62 @@ VERDICTS: tuple[tuple[str, str], ...] = (
     ("steered", "the address of a VM: to its socket"),
     ("group", "broadcast or multicast: to the kernel, and to the engine as a copy"),
     ("nobody", "no receive filter names the address in its VLAN: to the kernel"),
+    ("direct", "the address of a VM whose queue is direct: into its pair"),
     ("no_socket", "for a VM, on a NIC queue without a socket: to the kernel, and to the engine as a copy"),
     ("too_long", "longer than a buffer: to the kernel"),
     ("runt", "shorter than its Ethernet header or tag: to the kernel"),
 )
-STEERED, GROUP, NOBODY, NO_SOCKET, TOO_LONG, RUNT = range(len(VERDICTS))
+STEERED, GROUP, NOBODY, DIRECT, NO_SOCKET, TOO_LONG, RUNT = range(len(VERDICTS))
+SOCKET = 0  # what a filter leads to, if not to a pair
 KEY, VERDICT = -8, -16  # places on the stack
 
 
-def steering(filters: Map, sockets: Map, counted: Map, longest: int) -> Code:
-    """The XDP program. `longest`: bytes of a frame, tag included, that a socket takes."""
+def steering(filters: Map, sockets: Map, pairs: Map, counted: Map, longest: int) -> Code:
+    """The XDP program. `longest`: bytes of a frame, tag included, that a socket takes.
+
+    The value of a filter is SOCKET, or one more than the number of a pair.
+    """
     code = Code()
     code.copy(R6, R1)
     code.load_field(R7, R6, bpf.xdp_md, "data")
     code.load_field(R8, R6, bpf.xdp_md, "data_end")
-    _need(code, ETH_HLEN)
+    need(code, ETH_HLEN)
     code.copy(R1, R8)
     code.let(R1, "-=", R7, register=True)
     code.jump_if("too_long", R1, ">", longest)
     code.load(R1, R7, 0, BYTE)
     code.jump_if("group", R1, "&", MAC_GROUP_BIT)
-    _key(code)
+    frame_key(code)
     code.copy(R2, FP)
     code.let(R2, "+=", KEY)
     code.load_map(R1, filters)
     code.call(bpf.BPF_FUNC_map_lookup_elem)
     code.jump_if("nobody", R0, "==", 0)
-    code.load_map(R1, sockets)
+    code.load(R2, R0, 0, WORD)
+    code.jump_if("direct", R2, "!=", SOCKET)
     code.load_field(R2, R6, bpf.xdp_md, "rx_queue_index")
-    code.let(R3, "=", bpf.XDP_PASS)  # what is returned where the queue has no socket
-    code.call(bpf.BPF_FUNC_redirect_map)
-    code.copy(R6, R0)
-    code.let(R1, "=", STEERED)
-    code.jump_if("count", R6, "==", bpf.XDP_REDIRECT)
-    code.let(R1, "=", NO_SOCKET)
-    code.jump("count")
+    redirect(code, sockets, STEERED, bpf.XDP_PASS, NO_SOCKET)
+    code.label("direct")
+    code.let(R2, "-=", 1)
+    redirect(code, pairs, DIRECT, bpf.XDP_PASS, NO_SOCKET)
     for name, verdict in (("group", GROUP), ("nobody", NOBODY), ("too_long", TOO_LONG), ("runt", RUNT)):
         code.label(name)
         code.let(R1, "=", verdict)
         code.let(R6, "=", bpf.XDP_PASS)
         if verdict != RUNT:
             code.jump("count")
-    _count(code, counted)
+    count(code, counted)
     return code
 
 
-def _need(code: Code, length: int) -> None:
+def need(code: Code, length: int) -> None:
     """The frame has `length` bytes, or goes to "runt": what the verifier wants to see before each read."""
     code.copy(R4, R7)
     code.let(R4, "+=", length)
     code.jump_if("runt", R4, ">", R8, register=True)
 
 
-def _key(code: Code) -> None:
+def frame_key(code: Code) -> None:
     """On the stack: address and VLAN of the frame at R7."""
     code.load(R9, R7, 4, HALF)
     code.let(R9, "<<=", 32)
@@ -95,7 +99,7 @@ def _key(code: Code) -> None:
     code.let(R9, "|=", R1, register=True)
     code.load(R1, R7, ETH_TYPE_OFFSET, HALF)
     code.jump_if("untagged", R1, "!=", TPID_8021Q_LE)
-    _need(code, ETH_HLEN + VLAN_HLEN)
+    need(code, ETH_HLEN + VLAN_HLEN)
     code.load(R1, R7, ETH_HLEN, HALF)
     code.swap(R1, 16)
     code.let(R1, "&=", VLAN_VID_MASK)
@@ -105,7 +109,19 @@ def _key(code: Code) -> None:
     code.store(FP, KEY, R9, DOUBLE)
 
 
-def _count(code: Code, counted: Map) -> None:
+def redirect(code: Code, table: Map, verdict: int, otherwise: int, refused: int) -> None:
+    """To what stands under R2 in a map, counted as `verdict`; where nothing does, `otherwise`, counted as `refused`."""
+    code.load_map(R1, table)
+    code.let(R3, "=", otherwise)
+    code.call(bpf.BPF_FUNC_redirect_map)
+    code.copy(R6, R0)
+    code.let(R1, "=", verdict)
+    code.jump_if("count", R6, "==", bpf.XDP_REDIRECT)
+    code.let(R1, "=", refused)
+    code.jump("count")
+
+
+def count(code: Code, counted: Map) -> None:
     """At "count": add one to the counter of verdict R1, and return R6."""
     code.label("count")
     code.store(FP, VERDICT, R1, WORD)

@@ -48,6 +48,57 @@ def chunk_for(longest: int) -> int | None:
     return next((size for size in (2048, page) if longest + xdp.XDP_PACKET_HEADROOM <= size), None)
 
 
+def register(one: socket.socket, address: int, length: int, chunk: int, flags: int = 0) -> None:
+    """Make memory what the kernel of this socket reads and writes; it is pinned as long as the socket is open."""
+    asked = np.zeros(1, xdp.umem_reg)
+    asked["addr"], asked["len"], asked["chunk_size"], asked["flags"] = address, length, chunk, flags
+    one.setsockopt(xdp.SOL_XDP, xdp.XDP_UMEM_REG, asked.tobytes())
+
+
+def map_rings(one: socket.socket, row: Any, size: int, mappings: list[tuple[int, int]]) -> None:
+    """Have the kernel make rings of `size` entries, for those fields that `row` has; what to unmap goes to `mappings`."""
+    for _, option, _, _, _ in _RINGS:
+        one.setsockopt(xdp.SOL_XDP, option, size)
+    told = one.getsockopt(xdp.SOL_XDP, xdp.XDP_MMAP_OFFSETS, xdp.mmap_offsets.itemsize)
+    offsets = np.frombuffer(told, xdp.mmap_offsets)[0]
+    for name, _, place, field, entry in _RINGS:
+        if name not in row.dtype.names:
+            continue
+        offset = offsets[field]
+        length = int(offset["desc"]) + size * entry.itemsize
+        address = linux.map_ring(one.fileno(), length, place)
+        mappings.append((address, length))
+        ring = np.zeros(1, xdp_ring)[0]
+        ring["size"], ring["entries"] = size, address + int(offset["desc"])
+        for index in ("producer", "consumer", "flags"):
+            ring[index] = address + int(offset[index])
+        row[name] = ring
+
+
+def bind(one: socket.socket, index: int, queue: int, flags: int) -> None:
+    """Bind to a queue of a device. The kernel gives it free some time after another socket was closed."""
+    address = np.zeros(1, xdp.sockaddr)
+    address["family"], address["flags"] = xdp.AF_XDP, flags
+    address["ifindex"], address["queue_id"] = index, queue
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            linux.bind_socket(one.fileno(), address.tobytes())
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise
+            time.sleep(BUSY_PAUSE)
+        else:
+            return
+
+
+def statistics(one: socket.socket) -> dict[str, int]:
+    """What the kernel has counted for a socket, by its own names."""
+    told = one.getsockopt(xdp.SOL_XDP, xdp.XDP_STATISTICS, xdp.statistics.itemsize)
+    row = np.frombuffer(told, xdp.statistics)[0]
+    return {name: int(row[name]) for name in xdp.statistics.names or ()}
+
+
 class XdpSocket:
     """A socket of queue `queue` of the device number `index`; `row` is its `xdp_socket` for the kernels, `lists`
     LISTS bytes for them.
@@ -63,7 +114,7 @@ class XdpSocket:
             self._stock(chunk, lists)
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BYTES)
-            self._bind(flags | xdp.XDP_USE_NEED_WAKEUP)
+            bind(self._socket, index, queue, flags | xdp.XDP_USE_NEED_WAKEUP)
         except BaseException:
             self.close()
             raise
@@ -77,26 +128,10 @@ class XdpSocket:
         address = linux.map_private(length)
         self._mappings.append((address, length))
         self.row["umem"], self.row["chunk"] = address, chunk
-        asked = np.zeros(1, xdp.umem_reg)
-        asked["addr"], asked["len"], asked["chunk_size"] = address, length, chunk
-        self._socket.setsockopt(xdp.SOL_XDP, xdp.XDP_UMEM_REG, asked.tobytes())
+        register(self._socket, address, length, chunk)
 
     def _rings(self) -> None:
-        for _, option, _, _, _ in _RINGS:
-            self._socket.setsockopt(xdp.SOL_XDP, option, CHUNKS)
-        told = self._socket.getsockopt(xdp.SOL_XDP, xdp.XDP_MMAP_OFFSETS, xdp.mmap_offsets.itemsize)
-        offsets = np.frombuffer(told, xdp.mmap_offsets)[0]
-        for name, _, place, field, entry in _RINGS:
-            offset = offsets[field]
-            length = int(offset["desc"]) + CHUNKS * entry.itemsize
-            address = linux.map_ring(self.fileno(), length, place)
-            self._mappings.append((address, length))
-            ring = np.zeros(1, xdp_ring)[0]
-            ring["size"] = CHUNKS
-            ring["entries"] = address + int(offset["desc"])
-            for index in ("producer", "consumer", "flags"):
-                ring[index] = address + int(offset[index])
-            self.row[name] = ring
+        map_rings(self._socket, self.row, CHUNKS, self._mappings)
 
     def _stock(self, chunk: int, lists: int) -> None:
         """Half of the chunks to be filled, the others to be sent from. The kernel looks when the socket is bound."""
@@ -108,21 +143,6 @@ class XdpSocket:
         self.row["spare"], self.row["spare_count"] = lists, CHUNKS
         self.row["lengths"] = lists + 8 * CHUNKS
 
-    def _bind(self, flags: int) -> None:
-        address = np.zeros(1, xdp.sockaddr)
-        address["family"], address["flags"] = xdp.AF_XDP, flags
-        address["ifindex"], address["queue_id"] = self.index, self.queue
-        until = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                linux.bind_socket(self.fileno(), address.tobytes())
-            except OSError as error:
-                if error.errno != errno.EBUSY or time.monotonic() > until:
-                    raise
-                time.sleep(BUSY_PAUSE)
-            else:
-                return
-
     def zero_copy(self) -> bool:
         """Whether the NIC writes into our memory itself."""
         told = self._socket.getsockopt(xdp.SOL_XDP, xdp.XDP_OPTIONS, 4)
@@ -130,9 +150,7 @@ class XdpSocket:
 
     def statistics(self) -> dict[str, int]:
         """What the kernel has counted, by its own names."""
-        told = self._socket.getsockopt(xdp.SOL_XDP, xdp.XDP_STATISTICS, xdp.statistics.itemsize)
-        row = np.frombuffer(told, xdp.statistics)[0]
-        return {name: int(row[name]) for name in xdp.statistics.names or ()}
+        return statistics(self._socket)
 
     def close(self) -> None:
         """Give queue and memory back. It may be called again."""

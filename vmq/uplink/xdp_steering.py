@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of an xdp uplink in the kernel: attached, told which addresses are VMs', counted, taken off.
 
-    filters    (MAC | VLAN << 48) → anything     what the XDP program redirects
+    filters    (MAC | VLAN << 48) → SOCKET, or 1 + the number of a pair     what the XDP program redirects
     addresses  MAC → anything                    what packet sockets take besides groups
     sockets    NIC queue → AF_XDP socket
+    pairs      number of a VM port → near end of its pair (vmq/direct/)
     verdicts   frames by verdict
 
 The maps are empty when the program is attached, so every frame goes on to the kernel as before, and each becomes ours
@@ -14,19 +15,18 @@ map holds, packet sockets take every frame that the kernel has, and the rest wor
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from vmq.abi import bpf
 from vmq.abi.ethernet import MAC_GROUP_BIT
 from vmq.bpf.link import Link
-from vmq.bpf.maps import Map, counters, hash_map, socket_map
+from vmq.bpf.maps import Map, counters, device_map, hash_map, socket_map
 from vmq.bpf.program import Program
-from vmq.dataplane.state import VID_SHIFT
-from vmq.uplink.xdp_program import VERDICTS, steering, watcher
+from vmq.dataplane.state import MAX_VPORTS, VID_SHIFT
+from vmq.uplink.xdp_program import SOCKET, VERDICTS, steering, watcher
 
 FILTERS_MAX = 16384
-KEY_BYTES = 8
-PRESENT = bytes(4)
+KEY_BYTES, VALUE_BYTES = 8, 4
 MODES = {"native": bpf.XDP_FLAGS_DRV_MODE, "generic": bpf.XDP_FLAGS_SKB_MODE}
 # Another program is there, or the same hook is in use in the other mode: trying the other mode would not help.
 OCCUPIED = (errno.EBUSY, errno.EEXIST)
@@ -38,15 +38,16 @@ class XdpSteering:
     def __init__(self, queues: int, longest: int) -> None:
         self._open: list[Map | Program] = []
         self._link: Link | None = None
-        self._followed: set[int] = set()
-        self._addresses: set[int] = set()
+        self._followed: dict[int, int] = {}
+        self._addresses: dict[int, int] = {}
         self.mode = ""
         try:
-            self.filters = self._keep(hash_map("vmq_filters", FILTERS_MAX, KEY_BYTES, len(PRESENT)))
-            self.addresses = self._keep(hash_map("vmq_addresses", FILTERS_MAX, KEY_BYTES, len(PRESENT)))
+            self.filters = self._keep(hash_map("vmq_filters", FILTERS_MAX, KEY_BYTES, VALUE_BYTES))
+            self.addresses = self._keep(hash_map("vmq_addresses", FILTERS_MAX, KEY_BYTES, VALUE_BYTES))
             self.sockets = self._keep(socket_map("vmq_sockets", queues))
+            self.pairs = self._keep(device_map("vmq_pairs", MAX_VPORTS))
             self.counted = self._keep(counters("vmq_verdicts", len(VERDICTS)))
-            code = steering(self.filters, self.sockets, self.counted, longest)
+            code = steering(self.filters, self.sockets, self.pairs, self.counted, longest)
             self.program = Program(bpf.BPF_PROG_TYPE_XDP, "vmq_steering", code)
             self._open.append(self.program)
             self.watcher = Program(bpf.BPF_PROG_TYPE_SOCKET_FILTER, "vmq_watcher", watcher(self.addresses))
@@ -88,11 +89,28 @@ class XdpSteering:
         """Frames to VMs on this NIC queue go to this socket from now on."""
         self.sockets.update(queue.to_bytes(4, "little"), descriptor.to_bytes(4, "little"))
 
-    def follow(self, filters: Collection[tuple[int, int]], own: int = 0) -> str:
-        """These (address, VLAN id) are VMs', but `own` is the host's; why not all of them, or nothing."""
+    def pair(self, number: int, index: int) -> None:
+        """The near end of a VM port's pair, in the namespace that we are in; before a filter leads there."""
+        self.pairs.update(number.to_bytes(4, "little"), index.to_bytes(4, "little"))
+
+    def follow(
+        self,
+        filters: Collection[tuple[int, int]],
+        own: int = 0,
+        direct: Mapping[tuple[int, int], int] | None = None,
+    ) -> str:
+        """These (address, VLAN id) are VMs', but `own` is the host's; those that are `direct` lead to the pair of this number.
+
+        Why not all of them, or nothing.
+        """
+        led = direct or {}
         unicast = [(mac, vid) for mac, vid in filters if not mac & MAC_GROUP_BIT]
-        steered = {mac | vid << VID_SHIFT for mac, vid in unicast if mac != own}
-        why = _bring_about(self.addresses, self._addresses, {mac for mac, _ in unicast})
+        steered = {
+            mac | vid << VID_SHIFT: led[mac, vid] + 1 if (mac, vid) in led else SOCKET
+            for mac, vid in unicast
+            if mac != own
+        }
+        why = _bring_about(self.addresses, self._addresses, {mac: SOCKET for mac, _ in unicast})
         return _bring_about(self.filters, self._followed, steered) or why
 
     def verdicts(self) -> dict[str, int]:
@@ -106,20 +124,21 @@ class XdpSteering:
             self._open.pop().close()
 
 
-def _bring_about(table: Map, now: set[int], wanted: set[int]) -> str:
-    """Make the keys of a map those that are wanted; why that failed, or nothing. `now` says what is there."""
+def _bring_about(table: Map, now: dict[int, int], wanted: Mapping[int, int]) -> str:
+    """Make the pairs of a map those that are wanted; why that failed, or nothing. `now` says what is there."""
     why = _add(table, now, wanted)
-    for key in now - wanted:
+    for key in now.keys() - wanted.keys():
         table.delete(key.to_bytes(KEY_BYTES, "little"))
-    now &= wanted
+        del now[key]
     return _add(table, now, wanted) if why else ""  # there is room now, perhaps
 
 
-def _add(table: Map, now: set[int], wanted: set[int]) -> str:
+def _add(table: Map, now: dict[int, int], wanted: Mapping[int, int]) -> str:
     try:
-        for key in wanted - now:
-            table.update(key.to_bytes(KEY_BYTES, "little"), PRESENT)
-            now.add(key)
+        for key, value in wanted.items():
+            if now.get(key) != value:
+                table.update(key.to_bytes(KEY_BYTES, "little"), value.to_bytes(VALUE_BYTES, "little"))
+                now[key] = value
     except OSError as error:
         return f"no more than {len(now)} addresses fit: {error.strerror}"
     return ""

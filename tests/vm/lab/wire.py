@@ -5,7 +5,7 @@
     eth0 untagged, eth1 VLAN 10                 the same
                  namespace left   namespace right, whose own stack is 10.0.0.254
 
-Both uplinks are AF_PACKET sockets on a veth pair. The right namespace's kernel answers too: to the left engine it is
+Both uplinks are AF_PACKET sockets on a veth pair, or AF_XDP ones (`XDP`). The right namespace's kernel answers too: to the left engine it is
 a host on the network.
 """
 
@@ -28,6 +28,9 @@ MACS = {"a": ("52:54:00:00:00:01", "52:54:00:00:00:03"), "b": ("52:54:00:00:00:0
 FCOE = '["0e:fc:00:00:00:00/24", "0e:fd:00:00:00:00/24"]'
 
 
+PACKET, XDP = 'kind = "packet"', 'kind = "xdp"\nprepared = true'
+
+
 @dataclass(frozen=True)
 class Wire:
     """The whole set-up."""
@@ -39,28 +42,30 @@ class Wire:
     b: Guest
 
 
-def configuration(name: str) -> str:
+def configuration(name: str, uplink: str, placement: str) -> str:
     """One engine's configuration: guest `name` with an untagged port and one in VLAN 10."""
     untagged, tagged = MACS[name]
     return f"""
 [uplink.wire]
-kind = "packet"
+{uplink}
 device = "{LINK}"
 [vm.{name}]
 socket = "{{folder}}/{name}.sock"
 uplink = "wire"
 mac = "{untagged}"
+placement = "{placement}"
 learn = {FCOE}
 [vm.{name}10]
 socket = "{{folder}}/{name}10.sock"
 uplink = "wire"
 mac = "{tagged}"
+placement = "{placement}"
 vlan = 10
 """
 
 
 @contextmanager
-def wire(folder: Path) -> Iterator[Wire]:
+def wire(folder: Path, uplink: str = PACKET, placement: str = "switched") -> Iterator[Wire]:
     """Both engines and both guests, running."""
     with Namespace("left") as left, Namespace("right") as right:
         left.veth(LINK, right, LINK)
@@ -70,8 +75,8 @@ def wire(folder: Path) -> Iterator[Wire]:
         for place in folders.values():
             place.mkdir()
         with (
-            EngineProcess(folders["a"], configuration("a"), left) as engine_a,
-            EngineProcess(folders["b"], configuration("b"), right) as engine_b,
+            EngineProcess(folders["a"], configuration("a", uplink, placement), left) as engine_a,
+            EngineProcess(folders["b"], configuration("b", uplink, placement), right) as engine_b,
             _guest("a", 1, folders["a"]) as a,
             _guest("b", 2, folders["b"]) as b,
         ):

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All memory of a guest as one piece: each file once, regions where they lie in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmq import linux
+from vmq.direct.memory import GuestMemory, identity
+from vmq.jit import at
+from vmq.vhost.message import Region
+
+PAGE = linux.PAGE
+
+
+@pytest.fixture
+def files() -> Iterator[list[int]]:
+    made = [os.memfd_create(name) for name in ("one", "two")]
+    for number, descriptor in enumerate(made):
+        os.ftruncate(descriptor, (number + 3) * PAGE)
+        os.pwrite(descriptor, bytes([number + 1]) * 16, PAGE)
+    yield made
+    for descriptor in made:
+        os.close(descriptor)
+
+
+def test_regions_of_one_file_share_its_place_and_files_follow_each_other(files: list[int]) -> None:
+    one, two = files
+    regions = (
+        Region(0, PAGE, 0, 0, one),
+        Region(1 << 32, 2 * PAGE, 0, PAGE, one),
+        Region(1 << 20, 4 * PAGE, 0, 0, two),
+    )
+    memory = GuestMemory(regions)
+    assert memory.size == 7 * PAGE
+    spans = {int(row["guest"]): (int(row["size"]), int(row["place"])) for row in memory.spans}
+    assert spans == {0: (PAGE, 0), 1 << 32: (2 * PAGE, PAGE), 1 << 20: (4 * PAGE, 3 * PAGE)}
+    whole = at(memory.address, memory.size, np.uint8)
+    assert (bytes(whole[PAGE : PAGE + 16]), bytes(whole[4 * PAGE : 4 * PAGE + 16])) == (
+        b"\1" * 16,
+        b"\2" * 16,
+    )
+    whole[2 * PAGE] = 7
+    assert os.pread(one, 1, 2 * PAGE) == b"\7"
+    del whole
+    memory.close()
+    memory.close()
+
+
+def test_another_file_by_the_same_descriptor_is_other_memory(files: list[int]) -> None:
+    region = Region(0, PAGE, 0, 0, files[0])
+    before = identity((region,))
+    assert identity((region,)) == before
+    os.dup2(files[1], files[0])
+    assert identity((region,)) != before
+
+
+def test_a_file_that_ends_in_a_page_has_all_of_that_page() -> None:
+    """A UMEM is whole pages."""
+    descriptor = os.memfd_create("odd")
+    os.ftruncate(descriptor, PAGE + 1)
+    memory = GuestMemory((Region(0, PAGE, 0, 0, descriptor),))
+    assert memory.size == 2 * PAGE
+    memory.close()
+    os.close(descriptor)
+
+
+def test_a_file_that_cannot_be_mapped_leaves_nothing(files: list[int]) -> None:
+    reader, writer = os.pipe()
+    before = Path("/proc/self/maps").read_text().count("\n")
+    with pytest.raises(OSError, match=r"No such device|Invalid argument"):
+        GuestMemory((Region(0, PAGE, 0, 0, files[0]), Region(1 << 30, PAGE, 0, 0, reader)))
+    assert Path("/proc/self/maps").read_text().count("\n") <= before + 1
+    for descriptor in (reader, writer):
+        os.close(descriptor)
