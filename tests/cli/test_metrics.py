@@ -15,7 +15,8 @@ LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\n"])*)"(?:,|$)'
 ESCAPES = {r"\\": "\\", r"\n": "\n", r"\"": '"'}
 
 QUEUE = {
-    "vm": "web", "queue": 0, "frames_to_guest": 12, "bytes_to_guest": 720, "frames_from_guest": 3,
+    "vm": "web", "queue": 0, "frames_to_guest": 12, "bytes_to_guest": 720, "frames_placed": 2,
+    "bytes_placed": 120, "bytes_copied": 600, "frames_from_guest": 3,
     "bytes_from_guest": 180, "offered_to_guest": 14, "forwarded": 3, "copies": 3, "indications": 5,
     "suppressed": 1, "calls_lost": 0, "drops": {"to_guest_no_buffer": 2},
 }  # fmt: skip

@@ -55,6 +55,7 @@ def test_a_vm_counts_what_its_guest_got_and_sent(running: Running):
         until(lambda: running.show("vms", "a")["indications"])  # counted after the guest was told
         row = running.show("vms", "a")
         assert (row["frames_to_guest"], row["bytes_to_guest"]) == (5, 300)
+        assert (row["frames_placed"], row["bytes_placed"], row["bytes_copied"]) == (0, 0, 300)
         assert (row["frames_from_guest"], row["bytes_from_guest"]) == (5, 300)
         assert row["state"] == "running"
         assert row["features"] == [

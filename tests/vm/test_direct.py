@@ -58,6 +58,9 @@ def test_frames_of_the_wire_land_in_order_and_are_counted(tmp_path: Path, ends: 
             assert one.receive(len(ours), PATIENCE) == ours
             assert third.receive(len(theirs), PATIENCE) == theirs
         assert engine.show("uplinks")["wire"]["verdicts"]["direct"] == len(ours) + len(theirs)
+        row = engine.show("vms")["attacker"]
+        assert (row["frames_placed"], row["bytes_placed"]) == (len(ours), sum(map(len, ours)))
+        assert row["bytes_copied"] == 0
         assert len(near.run("ip", "-brief", "link").splitlines()) == 2  # lo, wire0
 
 

@@ -42,9 +42,14 @@ def verdicts(it: Wire) -> tuple[int, int]:
     return sum(one["direct"] for one in found), sum(one["steered"] for one in found)
 
 
+def copied(it: Wire) -> int:
+    """Bytes that the engines wrote into their guests' memory."""
+    return sum(row["bytes_copied"] for one in it.engines.values() for row in one.show("vms").values())
+
+
 def test_tcp_arrives_intact_and_the_kernel_places_it(it: Wire) -> None:
     """16 MiB each way, untagged and in a VLAN; a driver whose buffers take a frame each."""
-    before = verdicts(it)
+    before, written = verdicts(it), copied(it)
     total = recipes.make_file(it.a, "/srv/page", 16)
     recipes.serve_http(it.a)
 
@@ -53,6 +58,7 @@ def test_tcp_arrives_intact_and_the_kernel_places_it(it: Wire) -> None:
     direct, switched = (now - then for now, then in zip(verdicts(it), before, strict=True))
     assert direct > 20_000
     assert direct >= PLACED * (direct + switched)
+    assert copied(it) == written
     rows = [row for engine in it.engines.values() for row in engine.show("queues").values()]
     assert (
         sum(row["drops"].get(name, 0) for row in rows for name in ("to_guest_pair", "to_guest_too_long")) == 0

@@ -32,6 +32,9 @@ COUNTERS = {
     "queues": {
         "frames_to_guest": "frames that the guest got",
         "bytes_to_guest": "bytes of those",
+        "frames_placed": "frames that the kernel wrote into the guest's memory",
+        "bytes_placed": "bytes of those",
+        "bytes_copied": "bytes of all others that the guest got: the engine wrote them",
         "frames_from_guest": "frames that the guest sent",
         "bytes_from_guest": "bytes of those",
         "offered_to_guest": "frames for the guest, dropped ones too",

@@ -50,6 +50,16 @@ def _ratio(frames: Any, indications: Any) -> float | None:
     return round(int(frames) / int(indications), 1) if indications else None
 
 
+def _placed(rows: Any) -> Row:
+    """What the kernel wrote into guest memory, and what was left for the engine to write."""
+    volume = int(rows["bytes_placed"].sum())
+    return {
+        "frames_placed": int(rows["frames_placed"].sum()),
+        "bytes_placed": volume,
+        "bytes_copied": int(rows["bytes_to_guest"].sum()) - volume,
+    }
+
+
 def last_error(vm: Vm) -> Row | None:
     """What stands in a VM's way, and the remedy."""
     if vm.error is not None:
@@ -102,6 +112,7 @@ def vm_row(vm: Vm) -> Row:
         "features": _features(vm),
         "frames_to_guest": int(rows["frames_to_guest"].sum()),
         "bytes_to_guest": int(rows["bytes_to_guest"].sum()),
+        **_placed(rows),
         "frames_from_guest": int(rows["frames_from_guest"].sum()),
         "bytes_from_guest": int(rows["bytes_from_guest"].sum()),
         "indications": int(rows["indications"].sum()),
@@ -136,6 +147,7 @@ def queue_row(vm: Vm, index: int) -> Row:
         "size_from_guest": ring[2 * index + 1].size,
         "frames_to_guest": frames,
         "bytes_to_guest": int(row["bytes_to_guest"]),
+        **_placed(row),
         "frames_from_guest": int(row["frames_from_guest"]),
         "bytes_from_guest": int(row["bytes_from_guest"]),
         "offered_to_guest": int(row["offered_to_guest"]),

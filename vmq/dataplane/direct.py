@@ -157,6 +157,8 @@ def harvest(vq: Any, ring: Any, queue: Any, books: Any) -> int:
         books["offered_to_guest"] += count
         books["frames_to_guest"] += count
         books["bytes_to_guest"] += volume
+        books["frames_placed"] += count
+        books["bytes_placed"] += volume
     return count
 
 

@@ -296,6 +296,7 @@ account = layout(16 + 8 * DROP_COUNT, ("forwarded", i64), ("copies", i64), ("dro
 
 queue_state = rows(  # the worker of the queue (handover_moved: its former one); offered_to_guest = frames_to_guest + to_guest_* drops
     ("frames_to_guest", i64), ("bytes_to_guest", i64),
+    ("frames_placed", i64), ("bytes_placed", i64),  # of those, by the kernel
     ("frames_from_guest", i64), ("bytes_from_guest", i64),
     ("indications", i64), ("suppressed", i64), ("put_off", i64), ("call_lost", i64), ("offered_to_guest", i64),
     ("batches", i64, (BATCH_BINS,)),
