@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.direct.holes import punch
 from vmq import linux
 from vmq.direct.memory import GuestMemory, identity
 from vmq.jit import at
@@ -78,3 +79,21 @@ def test_a_file_that_cannot_be_mapped_leaves_nothing(files: list[int]) -> None:
     assert Path("/proc/self/maps").read_text().count("\n") <= before + 1
     for descriptor in (reader, writer):
         os.close(descriptor)
+
+
+def test_pages_that_are_given_back_are_seen_and_those_that_come_are_not(files: list[int]) -> None:
+    memory = GuestMemory((Region(0, PAGE, 0, 0, files[0]), Region(PAGE, PAGE, 0, 0, files[1])))
+    for page in range(7):
+        at(memory.address, memory.size, np.uint8)[page * PAGE] = 7
+        assert not memory.is_torn()
+    punch(files[1], PAGE)
+    assert memory.is_torn()
+    memory.close()
+
+
+def test_a_file_that_becomes_shorter_is_seen(files: list[int]) -> None:
+    memory = GuestMemory((Region(0, PAGE, 0, 0, files[0]),))
+    assert not memory.is_torn()
+    os.ftruncate(files[0], PAGE)
+    assert memory.is_torn()
+    memory.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from pyroute2 import netns
 
+from tests.direct.holes import punch
 from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone, until
 from tests.vm.lab.netns import Namespace
 from vmq.config import Xdp
@@ -20,6 +22,7 @@ from vmq.direct.queue import DirectQueue
 from vmq.engine import directing as module
 from vmq.engine.engine import Engine
 from vmq.guest.guest import Guest
+from vmq.linux import PAGE
 from vmq.uplink.xdp import XdpUplink
 
 pytestmark = pytest.mark.root
@@ -106,6 +109,27 @@ def test_a_driver_that_stops_and_starts_gets_the_same_and_other_memory_another(w
             stage(wired)
             assert queue_of(wired) is not made
             carries(a, b, 2)
+
+
+def test_memory_of_which_pages_were_given_back_is_never_direct_again_and_other_memory_is(
+    wired: Running,
+) -> None:
+    configure(wired)
+    with wired.guest("b") as b:
+        with wired.guest("a") as a:
+            stage(wired)
+            descriptor = wired.do(lambda: wired.engine.vms["a"].session.regions[0].fd)
+            punch(descriptor, os.fstat(descriptor).st_size - PAGE)
+            stage(wired, "switched")
+            assert "given back to the host" in wired.engine.directing.whys["a"]
+            for number in range(3):
+                carries(a, b, number)
+                wired.do(wired.engine.directing.look)
+            assert wired.do(wired.engine.directing.stage, wired.engine.vms["a"]) == "switched"
+        gone(wired, "a")
+        with wired.guest("a") as a:
+            stage(wired)
+            carries(a, b, 4)
 
 
 def test_a_frame_that_is_longer_than_a_buffer_ends_it_for_a_while_and_longer_each_time(

@@ -4,10 +4,16 @@
         files of the memory table:   [file a ............][file b ....]        a region lies at its offset in its file
 
 The regions that kernels translate with are mapped one by one (vhost/memory.py), and the same file may be there several times.
+
+The kernel pins the pages that are there when the memory is registered. One that a front-end gives back to the host (a balloon,
+free page reporting, virtio-mem, a shorter file) is another page when it is there again, and frames would land in the old one. No message
+says so, but the file does: it has fewer blocks as long as the page is not there. (Its times change when a guest touches a page for
+the first time, too; and a memfd gives no inotify events since Linux 6.14.) linux-fallocate.2
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 
@@ -34,6 +40,8 @@ class GuestMemory:
     def __init__(self, regions: Collection[Region]) -> None:
         files: dict[tuple[int, int], tuple[int, int, int]] = {}  # (device, inode) → descriptor, length, place
         self.size = 0
+        self._held = contextlib.ExitStack()
+        self._files: dict[int, int] = {}  # descriptor → the most blocks it had
         for region in regions:
             about = os.fstat(region.fd)
             known = about.st_dev, about.st_ino
@@ -45,13 +53,30 @@ class GuestMemory:
         try:
             for descriptor, length, place in files.values():
                 linux.map_over(self.address + place, descriptor, length)
+                self._watch(descriptor)
         except OSError:
             self.close()
             raise
         self.spans = _spans(regions, {known: place for known, (_, _, place) in files.items()})
 
+    def _watch(self, descriptor: int) -> None:
+        own = os.dup(descriptor)  # the session may close its own
+        self._held.callback(os.close, own)
+        self._files[own] = 0
+
+    def is_torn(self) -> bool:
+        """Whether pages of it are not there that were when this was asked before."""
+        for descriptor, most in self._files.items():
+            blocks = os.fstat(descriptor).st_blocks
+            if blocks < most:
+                return True
+            self._files[descriptor] = blocks
+        return False
+
     def close(self) -> None:
         """Give it back; nobody looks there any more. It may be called again."""
+        self._held.close()
+        self._files.clear()
         if self.size:
             linux.unmap(self.address, self.size)
             self.size = 0

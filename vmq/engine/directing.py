@@ -46,6 +46,7 @@ PASS_SECONDS, PAUSE_SECONDS = 0.2, 0.0002  # for a mark to pass, and what has la
 REST_SECONDS, REST_MOST = 1.0, 300.0  # after which it is forgotten, too
 COUNT_SECONDS = 1.0  # between two looks at what was lost; each reads the counters of all pairs
 KEYS = ("uplink", "vlan", "placement")  # of a VM, that a pair is made for
+TORN = "pages of its memory were given back to the host: a memory balloon, free page reporting, virtio-mem"
 MTU_MAX = 1500 + 4  # what a chunk of the kernel has room for, and more than a guest's usual buffers
 
 
@@ -73,6 +74,7 @@ class Directing:
         self._far: Apart | None = None
         self._makers = ThreadPoolExecutor(1, "vmq-direct")
         self._rests: dict[str, tuple[float, float]] = {}  # until when, and how long the last one was
+        self._torn: dict[str, tuple[object, ...]] = {}  # memory of which pages were given back to the host
 
     # --- what is asked of it ---------------------------------------------------------------------------------
 
@@ -84,13 +86,10 @@ class Directing:
     def look(self) -> None:
         """Go on with those under way; begin with those that may be direct, leave those that may not."""
         self._loop = asyncio.get_running_loop()
-        for name in (self._rests.keys() | self.whys.keys()) - self.engine.vms.keys():
-            self._rests.pop(name, None)
-            self.whys.pop(name, None)
-        for made in list(self._directs.values()):
-            if self.engine.vms.get(made.vm.name) is not made.vm or made.shape != _shape(made.vm):
-                self.leave(made.vm, "its memory, its uplink or its configuration is another now")
-                self._forget(made)
+        for known in (self._rests, self._torn, self.whys):
+            for name in known.keys() - self.engine.vms.keys():
+                del known[name]
+        self._part()
         for vm in self.engine.vms.values():
             why, one = self.obstacle(vm), self._directs.get(vm.name)
             if one is not None and why:
@@ -101,6 +100,17 @@ class Directing:
                 self._begin(vm)
             if why and vm.config.placement == "direct":
                 self.whys[vm.name] = why
+
+    def _part(self) -> None:
+        """What was made goes where it does not fit any more."""
+        for made in list(self._directs.values()):
+            if self.engine.vms.get(made.vm.name) is not made.vm or made.shape != _shape(made.vm):
+                self.leave(made.vm, "its memory, its uplink or its configuration is another now")
+                self._forget(made)
+            elif not made.stale and made.memory.is_torn():
+                self._torn[made.vm.name] = identity(made.vm.session.regions)
+                self.leave(made.vm, TORN)
+                self._forget(made)
 
     def obstacle(self, vm: Vm) -> str:
         """Why this VM cannot be direct; empty if it can."""
@@ -127,6 +137,8 @@ class Directing:
             return "it is captured or measured"
         if vm.running != [0] or vm.fault:
             return "its first receive queue alone must run"
+        if vm.name in self._torn and self._torn[vm.name] == identity(vm.session.regions):
+            return TORN
         until, _ = self._rests.get(vm.name, (0.0, 0.0))
         if time.monotonic() < until:
             return f"it was direct, and frames or buffers were none for the kernel: again in {until - time.monotonic():.0f} s"
