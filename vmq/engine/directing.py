@@ -282,10 +282,11 @@ class Directing:
             linux.grace_period()
         vm.queues[0] = replace(vm.queues[0], led=state.LEAVING, former=NOBODY)
         self.engine.publish()
-        if not _soon(queue.drained):
-            LOG.warning("vm %s: frames on their way into its memory were not seen to land", vm.name)
+        drained = _soon(queue.drained)
         queue.shut()
-        linux.grace_period()  # what the far end was about to write is written, or was not let through
+        if not drained:
+            LOG.warning("vm %s: frames on their way into its memory were not seen to land", vm.name)
+            linux.grace_period()  # what the far end was about to write is written, or was not let through
         if vm.fault:
             return  # nothing is given to its guest any more
         if not _soon(queue.socket.is_harvested):
