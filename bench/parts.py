@@ -26,6 +26,7 @@ from bench import (
     latency,
     pairs,
     phases,
+    placement,
     taptcp,
     ways,
     without,
@@ -83,7 +84,7 @@ PARTS = (
     Part("cost", cost.ROWS, "cost", ("filters", "queues", "own-*")),
     Part("core", CORE, "figures", ("copy-1514", "nanoseconds")),
     Part("contract", contract.ROWS, "figures"),
-    Part("direct", direct.ROWS, "figures"),
+    Part("direct", {**direct.ROWS, **placement.ROWS}, "figures"),
 )
 
 

@@ -32,6 +32,7 @@ from bench.quiet import say
 from bench.stats import Figure, Measure
 from bench.systems import GUEST_CPU
 from tests.dpdk.lab import until
+from tests.vm.lab.engine import EngineProcess
 from vmq.dataplane.state import direct_queue
 from vmq.direct.memory import GuestMemory
 from vmq.direct.pair import Apart, Pair
@@ -100,7 +101,7 @@ class Flow:
         self._sent: list[int] = []
 
     def run(self, go_on: Callable[[], bool]) -> None:
-        """As long as it is to go on, and until all have arrived."""
+        """As long as it is to go on, and until all have arrived that do."""
         due = time.monotonic_ns()
         while go_on():
             if time.monotonic_ns() >= due:
@@ -108,11 +109,11 @@ class Flow:
                 self.sender.send(numbered(len(self._sent) - 1))
                 due += PAUSE_NS
             self._take(1, 0)
-        self._take(len(self._sent) - len(self.journeys), PATIENCE)
-        if len(self.journeys) < len(self._sent):
-            raise RefusedError(
-                f"{len(self._sent) - len(self.journeys)} of {len(self._sent)} frames did not arrive: {self.drops()}"
-            )
+        self._take(self.missing, PATIENCE)
+
+    @property
+    def missing(self) -> int:
+        return len(self._sent) - len(self.journeys)
 
     def _take(self, most: int, seconds: float) -> None:
         for got in self.guest.receive(most, seconds) if most else ():
@@ -154,14 +155,27 @@ def changed() -> dict[str, float]:
         with on_processor(GUEST_CPU):
             flow.run(changing.is_alive)
         changing.join()
+        if flow.missing:
+            raise RefusedError(f"{flow.missing} frames did not arrive: {engine.show('vms')['v']['drops']}")
         if len(marks) < 4:
             raise RefusedError("its placement did not change")
         return {
+            "frames waited for the change, ms": _waited(engine),
             "longest journey, ms, while nothing changes": flow.longest(began, marks[0]),
             "longest journey, ms, direct to switched": flow.longest(*marks[:2]),
             "longest journey, ms, switched to direct": flow.longest(*marks[2:]),
             "frames that were overtaken": flow.overtaken,
         }
+
+
+def _waited(engine: EngineProcess) -> float:
+    """As the engine tells it."""
+    (told,) = (
+        one
+        for one in engine.ask("events", since=0)
+        if one["event"] == "placement" and one["placement"] == "switched"
+    )
+    return float(told["waited_ms"])
 
 
 def _sender() -> socket.socket:
@@ -177,7 +191,10 @@ def change(runs: int) -> dict[str, Figure]:
         found = changed()
         for name, value in found.items():
             values.setdefault(name, []).append(value)
-        say(f"direct-change: {run + 1}/{runs}, " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+        say(
+            f"direct-change: {run + 1}/{runs}, "
+            + ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+        )
     return {name: Figure.of(told) for name, told in values.items()}
 
 

@@ -233,6 +233,8 @@ class Placed(Event, tag="placement", kw_only=True):
     vm: str
     placement: str
     why: str
+    waited_ms: float
+    """How long frames for it waited for the change; to become direct, none does."""
 
 
 class Configured(Event, tag="configured", kw_only=True):

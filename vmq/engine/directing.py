@@ -227,7 +227,7 @@ class Directing:
         queue.call(lambda: uplink.pair(vm.number, queue.pair.index))
         uplink.lead(vm.number, queue.filters_now)
         self.whys.pop(vm.name, None)
-        self.engine.journal.tell("placement", vm=vm.name, placement="direct", why="")
+        self.engine.journal.tell("placement", vm=vm.name, placement="direct", why="", waited_ms=0.0)
 
     @staticmethod
     def _filters(vm: Vm) -> set[tuple[int, int]]:
@@ -263,9 +263,9 @@ class Directing:
         one = self._directs.get(vm.name)
         if one is None or one.stage not in ("posting", "led"):
             return
-        led, one.stage = one.stage == "led", "leaving"
+        led, one.stage, began = one.stage == "led", "leaving", time.monotonic()
         if one.queue is not None:
-            self._withdraw(vm, one.queue, led=led)
+            began = self._withdraw(vm, one.queue, led=led)
             vm.queues[0] = replace(vm.queues[0], direct=0, led=0, former=state.NONE)
             self.engine.publish()
             self.engine.workers[vm.worker].forget(one.queue.socket.fileno())
@@ -273,14 +273,17 @@ class Directing:
             one.queue.socket.leave()
         one.stage, self.whys[vm.name] = "kept", why
         if led:
-            self.engine.journal.tell("placement", vm=vm.name, placement="switched", why=why)
+            waited = round(1000 * (time.monotonic() - began), 3)
+            self.engine.journal.tell("placement", vm=vm.name, placement="switched", why=why, waited_ms=waited)
 
-    def _withdraw(self, vm: Vm, queue: DirectQueue, *, led: bool) -> None:
+    def _withdraw(self, vm: Vm, queue: DirectQueue, *, led: bool) -> float:
+        """Until the kernel has nothing of it; since when frames wait."""
         uplink = _uplink_of(vm)
         if isinstance(uplink, XdpUplink) and led:
             uplink.unlead(vm.number)
             linux.grace_period()
         vm.queues[0] = replace(vm.queues[0], led=state.LEAVING, former=NOBODY)
+        began = time.monotonic()
         self.engine.publish()
         drained = _soon(queue.drained)
         queue.shut()
@@ -288,13 +291,14 @@ class Directing:
             LOG.warning("vm %s: frames on their way into its memory were not seen to land", vm.name)
             linux.grace_period()  # what the far end was about to write is written, or was not let through
         if vm.fault:
-            return  # nothing is given to its guest any more
+            return began  # nothing is given to its guest any more
         if not _soon(queue.socket.is_harvested):
             LOG.warning("vm %s: frames have landed in its memory that it is not told of", vm.name)
         queue.count_lost()
         self.engine.publisher.ring()  # its processor may sleep
         if not _soon(queue.lost_are_booked):
             LOG.warning("vm %s: frames were lost on their way into its memory that no counter has", vm.name)
+        return began
 
     def _forget(self, one: Direct) -> None:
         """Give everything back, now or when it is made."""
