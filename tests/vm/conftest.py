@@ -18,7 +18,7 @@ import pytest
 
 from tests.vm.lab.engine import EngineProcess
 from tests.vm.lab.image import STORAGE
-from tests.vm.lab.netns import Namespace
+from tests.vm.lab.netns import Namespace, joined
 from tests.vm.lab.nic import vhost_user
 from tests.vm.lab.qemu import Guest
 
@@ -87,9 +87,5 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Namespace, Namespace]]:
-    """An engine's host with `wire0`, and `host0` at its other end, which says nothing of its own."""
-    with Namespace("engine") as near, Namespace("host") as far:
-        for end in (near, far):
-            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
-        near.veth("wire0", far, "host0")
-        yield near, far
+    with joined() as found:
+        yield found

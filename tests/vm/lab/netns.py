@@ -18,7 +18,8 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -145,3 +146,13 @@ class Namespace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def joined() -> Iterator[tuple[Namespace, Namespace]]:
+    """An engine's host with `wire0`, and `host0` at its other end, which says nothing of its own."""
+    with Namespace("engine") as near, Namespace("host") as far:
+        for end in (near, far):
+            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        near.veth("wire0", far, "host0")
+        yield near, far
