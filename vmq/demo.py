@@ -18,8 +18,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,45 +99,46 @@ def share_out(frames: list[bytes], vms: list[Member]) -> None:
                 vm.sends.append(plain)
 
 
-class Demo:
-    """One run."""
+class Stage:
+    """An engine in this process, and a guest process for each VM of the capture."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.vms = members()
-        self.frames = [packet.data for packet in read_capture(str(CAPTURE), "demo")]
-        share_out(self.frames, self.vms)
         cpus, why = daemon.choose_processors(Config())
         self.engine = Engine("demo", cpus[-1:], why)
-        self.engine.paused = True
         self.seconds, self.busy_ns = 0.0, 0
 
-    def config(self) -> Config:
-        """The configuration a user would write for this."""
-        return Config(
-            engine=EngineConfig(api=str(self.folder / "api.sock")),
-            uplinks={WIRE: Pcap(read=str(CAPTURE), write=str(self.folder / "left.pcap"), repeat=0)},
-            vms={
-                vm.name: Vm(
-                    socket=str(self.folder / f"{vm.name}.sock"), uplink=WIRE, mac=vm.macs, vlan=vm.vlan
-                )
-                for vm in self.vms
-            },
-        )
+    def socket(self, vm: Member) -> str:
+        """Where a VM's front-end connects."""
+        return str(self.folder / f"{vm.name}.sock")
 
-    # --- guests --------------------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def play(self, config: Config, *more: str) -> AsyncIterator[None]:
+        """The engine with this configuration, and its guests, which are told `more`; all of it ends with the block."""
+        async with AsyncExitStack() as stack:
+            stack.callback(self.engine.close)
+            self.engine.start()
+            self.engine.reconfigure(config)
+            stack.push_async_callback(self.end_guests)
+            for vm in self.vms:
+                await self.start_guest(vm, *more)
+            listeners = [asyncio.create_task(self.listen(vm)) for vm in self.vms]
+            stack.callback(lambda: [task.cancel() for task in listeners])
+            yield
 
-    async def start_guest(self, vm: Member) -> None:
+    async def start_guest(self, vm: Member, *more: str) -> None:
         """Start one guest process and wait until its rings run."""
         expect, send = self.folder / f"{vm.name}.expect", self.folder / f"{vm.name}.send"
         write_frames(expect, vm.expected)
         write_frames(send, vm.sends)
         arguments = [
             "--socket",
-            str(self.folder / f"{vm.name}.sock"),
+            self.socket(vm),
             *(word for mac in vm.macs for word in ("--mac", mac)),
             "--expect",
             str(expect),
+            *more,
         ]
         if vm.sends:
             arguments += ["--send", str(send), "--rate", str(SEND_RATE), "--hold"]
@@ -168,25 +169,61 @@ class Demo:
         while await self.hear(vm) != "end":
             pass
 
-    def tell(self, word: str) -> None:
-        """Say a word to every guest."""
-        for vm in self.vms:
+    def tell(self, word: str, *vms: Member) -> None:
+        """Say a word to these guests, or to every one."""
+        for vm in vms or self.vms:
             if vm.process is not None and vm.process.stdin is not None:
                 vm.process.stdin.write(word.encode() + b"\n")
 
-    # --- the run -------------------------------------------------------------------------------------------
+    async def end_guests(self) -> None:
+        """End the guest processes; none outlives us."""
+        for vm in self.vms:
+            if vm.process is not None and vm.process.returncode is None:
+                vm.process.terminate()
+        for vm in self.vms:
+            if vm.process is not None:
+                try:
+                    await asyncio.wait_for(vm.process.wait(), timeout=5)
+                except TimeoutError:
+                    vm.process.kill()
+                    await vm.process.wait()
+
+    def judge(self, vm: Member, rounds: int, row: dict[str, Any]) -> list[str]:
+        """What is wrong at one VM, in words; empty if nothing."""
+        due = rounds * len(vm.expected)
+        seen = {name: vm.counters.get(name, 0) for name in ("frames", "verified", *PROBLEMS)}
+        wrong = [f"{vm.name}: {seen[name]} frames {name}" for name in PROBLEMS if seen[name]]
+        if seen["verified"] != due:
+            wrong.append(f"{vm.name}: {seen['verified']} of {due} frames arrived intact and in order")
+        if row["frames_to_guest"] != due:
+            wrong.append(f"{vm.name}: the engine counted {row['frames_to_guest']} frames, {due} were due")
+        if row["drops"]:
+            wrong.append(f"{vm.name}: drops {row['drops']}")
+        return wrong
+
+
+class Demo(Stage):
+    """One replay of the capture."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.frames = [packet.data for packet in read_capture(str(CAPTURE), "demo")]
+        share_out(self.frames, self.vms)
+        self.engine.paused = True
+
+    def config(self) -> Config:
+        """The configuration a user would write for this."""
+        return Config(
+            engine=EngineConfig(api=str(self.folder / "api.sock")),
+            uplinks={WIRE: Pcap(read=str(CAPTURE), write=str(self.folder / "left.pcap"), repeat=0)},
+            vms={
+                vm.name: Vm(socket=self.socket(vm), uplink=WIRE, mac=vm.macs, vlan=vm.vlan) for vm in self.vms
+            },
+        )
 
     async def run(self, seconds: float, refresh: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
         """Start, replay, stop on a whole round, wait for the last frame; the verdict."""
-        async with AsyncExitStack() as stack:
-            stack.callback(self.engine.close)
-            self.engine.start()
-            self.engine.reconfigure(self.config())
-            stack.push_async_callback(self.end_guests)
-            for vm in self.vms:
-                await self.start_guest(vm)
-            listeners = [asyncio.create_task(self.listen(vm)) for vm in self.vms]
-            stack.callback(lambda: [task.cancel() for task in listeners])
+        async with self.play(self.config()):
             self.tell("send")
             self.engine.paused = False
             self.engine.publish()
@@ -217,19 +254,6 @@ class Demo:
         """Whether every guest has seen as many frames as there were for it."""
         return all(vm.counters.get("frames", 0) >= rounds * len(vm.expected) for vm in self.vms)
 
-    async def end_guests(self) -> None:
-        """End the guest processes; none outlives us."""
-        for vm in self.vms:
-            if vm.process is not None and vm.process.returncode is None:
-                vm.process.terminate()
-        for vm in self.vms:
-            if vm.process is not None:
-                try:
-                    await asyncio.wait_for(vm.process.wait(), timeout=5)
-                except TimeoutError:
-                    vm.process.kill()
-                    await vm.process.wait()
-
     def verdict(self, rounds: int) -> dict[str, Any]:
         """What was proved, and the figures."""
         rows = {row["name"]: row for row in show(self.engine, "vms")}
@@ -250,19 +274,6 @@ class Demo:
             "uplink": show(self.engine, "uplinks")[0],
             "vms": list(rows.values()),
         }
-
-    def judge(self, vm: Member, rounds: int, row: dict[str, Any]) -> list[str]:
-        """What is wrong at one VM, in words; empty if nothing."""
-        due = rounds * len(vm.expected)
-        seen = {name: vm.counters.get(name, 0) for name in ("frames", "verified", *PROBLEMS)}
-        wrong = [f"{vm.name}: {seen[name]} frames {name}" for name in PROBLEMS if seen[name]]
-        if seen["verified"] != due:
-            wrong.append(f"{vm.name}: {seen['verified']} of {due} frames arrived intact and in order")
-        if row["frames_to_guest"] != due:
-            wrong.append(f"{vm.name}: the engine counted {row['frames_to_guest']} frames, {due} were due")
-        if row["drops"]:
-            wrong.append(f"{vm.name}: drops {row['drops']}")
-        return wrong
 
 
 def compile_everything() -> None:
@@ -324,7 +335,7 @@ def run(seconds: float, as_json: bool, plain: bool) -> int:
     compile_everything()
     plain = plain or not sys.stdout.isatty()
     with tempfile.TemporaryDirectory(prefix="vmq-demo-", dir=os.environ.get("TMPDIR")) as folder:
-        demo = Demo(Path(folder), print)
+        demo = Demo(Path(folder))
         refresh = silent if as_json else live(seconds, plain=plain)
         result = asyncio.run(demo.run(seconds, refresh))
     if as_json:

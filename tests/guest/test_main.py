@@ -72,6 +72,18 @@ def test_guest_verifies_sends_when_told_and_ends_when_told(backend, files):
     assert (end["reason"], end["verified"], end["sent"]) == ("stop", 10, 4)
 
 
+def test_guest_counts_when_told(backend, files):
+    """As often as it is told: in less time than it takes to count so often by itself."""
+    with process("--socket", backend.path, "--mac", MAC) as one:
+        until(one, "ready")
+        say(one, "count\n" * 300 + "stop\n")
+        assert one.stdout
+        told = [json.loads(line)["event"] for line in one.stdout]
+        assert one.wait(10) == 0
+    assert told[-1] == "end"
+    assert told.count("counters") >= 300
+
+
 @pytest.mark.parametrize("how", ["end", "signal", "seconds"])
 def test_guest_ends(backend, how):
     options = ["--seconds", "0.3"] if how == "seconds" else []

@@ -3,7 +3,8 @@
 
 It prints JSON lines: {"event": "ready"} when its rings run, {"event": "counters", …} every 200 ms, and at the end
 {"event": "end", "reason": …, …} with the last counters. It ends when its input does or says `stop`, on SIGTERM or
-SIGINT, after --seconds, or when the back-end hangs up. With --hold it sends nothing until a line says `send`.
+SIGINT, after --seconds, or when the back-end hangs up. With --hold it sends nothing until a line says `send`; a line
+that says `count` is answered with counters at once.
 
 Exit codes: 0 it did its work, 1 the back-end was not there or hung up, 2 the arguments are wrong.
 """
@@ -105,6 +106,8 @@ def watch(guest: Guest, traffic: Traffic, reader: Reader) -> str:
         for word in reader.words(max(due - time.monotonic(), 0)):
             if word == "send":
                 traffic.hold(on=False)
+            elif word == "count":
+                say("counters", **traffic.counters())
             elif word in ("stop", "end", "signal"):
                 return word
         if not guest.frontend.connected:
