@@ -40,6 +40,15 @@ def test_demo_is_told_how_long_and_how_to_print(vmq, monkeypatch) -> None:
     assert calls == [(5.0, False, False), (0.5, True, True)]
 
 
+def test_demo_direct_is_another_program(vmq, monkeypatch) -> None:
+    """It is told the same, and the plain demo is not started."""
+    plain, calls = started(monkeypatch, "demo", 0), started(monkeypatch, "demo_direct", 1)
+
+    assert vmq("demo", "--direct") == (1, "", "")
+    assert vmq("demo", "--direct", "--seconds", "2", "-j")[0] == 1
+    assert (plain, calls) == ([], [(5.0, False, False), (2.0, True, False)])
+
+
 def test_an_error_at_start_is_one_line(vmq, monkeypatch) -> None:
     """Missing device or permission: file, key, remedy, exit 2."""
     from vmq.errors import HostError

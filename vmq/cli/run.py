@@ -25,6 +25,11 @@ def add(verbs: Verbs) -> None:
         default=5.0,
         help="how long the capture is replayed (default: 5)",
     )
+    parser.add_argument(
+        "--direct",
+        action="store_true",
+        help="as root, on a wire of its own: the engine writes the frames into guest memory, then the kernel; both compared",
+    )
     parser.add_argument("--plain", action="store_true", help="lines instead of a live table")
     add_json(parser)
 
@@ -36,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
+    if args.direct:
+        from vmq import demo_direct
+
+        return demo_direct.run(args.seconds, args.json, args.plain)
     from vmq import demo as built_in
 
     return built_in.run(args.seconds, args.json, args.plain)
