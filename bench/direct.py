@@ -142,11 +142,11 @@ def served(one: Wire, placement: str) -> Iterator[tuple[EngineProcess, Guest]]:
             EngineProcess(folder, text, one.near) as engine,
             Guest(folder / "v.sock", mac(0), size=RING, timeout=PATIENCE) as guest,
         ):
-            until(lambda: placement_of(engine) == placement, f"{placement} placement")
+            until(lambda: placed_as(engine) == placement, f"{placement} placement")
             yield engine, guest
 
 
-def placement_of(engine: EngineProcess) -> str:
+def placed_as(engine: EngineProcess) -> str:
     (row,) = (
         row
         for row in engine.ask("show", what="settings")

@@ -17,6 +17,7 @@ from fnmatch import fnmatch
 from functools import partial
 
 from bench import (
+    afxdp,
     contract,
     copies,
     cost,
@@ -85,6 +86,7 @@ PARTS = (
     Part("core", CORE, "figures", ("copy-1514", "nanoseconds")),
     Part("contract", contract.ROWS, "figures"),
     Part("direct", {**direct.ROWS, **placement.ROWS}, "figures"),
+    Part("af-xdp", afxdp.ROWS, "peers"),
 )
 
 

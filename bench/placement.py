@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.delivery import RefusedError
-from bench.direct import PATIENCE, frame, placement_of, served, wire
+from bench.direct import PATIENCE, frame, placed_as, served, wire
 from bench.engine import on_processor
 from bench.quiet import say
 from bench.stats import Figure, Measure
@@ -145,7 +145,7 @@ def changed() -> dict[str, float]:
                 time.sleep(STEADY_SECONDS)
                 marks.append(time.monotonic_ns())
                 engine.ask("measure", vm="v", on=on)
-                until(lambda wanted=wanted: placement_of(engine) == wanted, wanted)  # type: ignore[misc]
+                until(lambda wanted=wanted: placed_as(engine) == wanted, wanted)  # type: ignore[misc]
                 marks.append(time.monotonic_ns())
             time.sleep(STEADY_SECONDS)
 
