@@ -82,7 +82,7 @@ class Wire:
         return time.thread_time_ns() - began
 
 
-def _program(name: str, verdict: int, index: int = 0) -> Program:
+def a_program(name: str, verdict: int, index: int = 0) -> Program:
     """Frames go to a device, or meet one verdict."""
     code = Code()
     code.let(R0, "=", verdict)
@@ -101,7 +101,7 @@ def wire() -> Iterator[Wire]:
         for one in (near, far):
             one.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
         near.veth("wire0", far, "host0")
-        with _program("generator", bpf.XDP_PASS, far.call(lambda: link.index_of("host0"))) as generator:
+        with a_program("generator", bpf.XDP_PASS, far.call(lambda: link.index_of("host0"))) as generator:
             yield Wire(near, far, generator)
 
 
@@ -109,7 +109,7 @@ def generating(size: int) -> float:
     """ns a frame of the generator and of the wire."""
     with (
         wire() as one,
-        _program("drop", bpf.XDP_DROP) as drop,
+        a_program("drop", bpf.XDP_DROP) as drop,
         one.near.call(lambda: Link(drop, link.index_of("wire0"), flags=bpf.XDP_FLAGS_DRV_MODE)),
         on_processor(GUEST_CPU),
     ):

@@ -29,6 +29,7 @@ from bench import (
     phases,
     placement,
     taptcp,
+    transmit,
     ways,
     without,
 )
@@ -85,7 +86,7 @@ PARTS = (
     Part("cost", cost.ROWS, "cost", ("filters", "queues", "own-*")),
     Part("core", CORE, "figures", ("copy-1514", "nanoseconds")),
     Part("contract", contract.ROWS, "figures"),
-    Part("direct", {**direct.ROWS, **placement.ROWS}, "figures"),
+    Part("direct", {**direct.ROWS, **placement.ROWS, **transmit.ROWS}, "figures"),
     Part("af-xdp", afxdp.ROWS, "peers"),
 )
 
