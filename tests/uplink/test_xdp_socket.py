@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -106,3 +108,25 @@ def maps() -> int:
 )
 def test_a_chunk_has_room_for_a_frame_and_what_the_kernel_puts_before_it(longest: int, chunk: int | None):
     assert chunk_for(longest) == chunk
+
+
+PINS = """
+import socket
+from vmq import linux
+from vmq.abi import xdp
+from vmq.uplink.xdp_socket import register
+with socket.socket(xdp.AF_XDP, socket.SOCK_RAW) as one:
+    try:
+        register(one, linux.map_private(1 << 26), 1 << 26, 2048)
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+@pytest.mark.root
+def test_memory_that_may_not_be_pinned_is_refused_with_the_limit() -> None:
+    limited = ["prlimit", "--memlock=1048576", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
+    done = subprocess.run(
+        [*limited, sys.executable, "-c", PINS], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("64 MiB more are to be pinned, of 1 MiB in all: CAP_IPC_LOCK, LimitMEMLOCK")

@@ -206,7 +206,8 @@ class Directing:
             queue = one.made.result()
         except Exception as error:  # noqa: BLE001 - whatever the host or the kernel says is the reason
             self._forget(one)
-            self._rest(one.vm, f"the kernel refuses it: {error}")
+            said = error.strerror if isinstance(error, OSError) else error
+            self._rest(one.vm, f"the kernel refuses what it needs: {said}")
             return
         one.queue = queue
         self._post(one, queue)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import socket
 import time
 from typing import Any
@@ -52,7 +53,14 @@ def register(one: socket.socket, address: int, length: int, chunk: int, flags: i
     """Make memory what the kernel of this socket reads and writes; it is pinned as long as the socket is open."""
     asked = np.zeros(1, xdp.umem_reg)
     asked["addr"], asked["len"], asked["chunk_size"], asked["flags"] = address, length, chunk, flags
-    one.setsockopt(xdp.SOL_XDP, xdp.XDP_UMEM_REG, asked.tobytes())
+    try:
+        one.setsockopt(xdp.SOL_XDP, xdp.XDP_UMEM_REG, asked.tobytes())
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        wrong = f"{length >> 20} MiB more are to be pinned, of {limit >> 20} MiB in all: CAP_IPC_LOCK, LimitMEMLOCK of the service, ulimit -l"
+        raise OSError(error.errno, wrong) from error
 
 
 def map_rings(one: socket.socket, row: Any, size: int, mappings: list[tuple[int, int]]) -> None:
