@@ -35,7 +35,7 @@ def queue() -> Iterator[DirectQueue]:
     far, descriptor = Apart(), os.memfd_create("guest")
     os.ftruncate(descriptor, MEMORY)
     memory = GuestMemory((Region(0, MEMORY, 0, 0, descriptor),))
-    made = DirectQueue(far, 3, memory, 1500, strip=False)
+    made = DirectQueue(far, 3, memory, 1500, 3000, strip=False)
     made.follow({(VM, 0)})
     yield made
     made.close()
@@ -90,6 +90,18 @@ def test_what_is_lost_is_told_to_the_processor_by_where_it_was(queue: DirectQueu
     assert queue.lost_are_booked()
 
 
+def test_all_that_a_nic_leads_there_is_counted_at_the_far_end(queue: DirectQueue) -> None:
+    """Frames of the widest, with a tag; longer ones no NIC of that MTU lets through."""
+    post(queue, 0x10000)
+    queue.open()
+    before = at(queue.memory.address, MEMORY, np.uint8).copy()
+    for size in (1519, 3014, 3018):
+        queue.near.send(HEADER + plain(0)[:12] + b"\x81\0" + bytes(size - 14))
+    until(partial(queue.passed, queue.mark()))
+    assert queue.verdicts()["too_long"] == 3
+    assert np.array_equal(before, at(queue.memory.address, MEMORY, np.uint8))
+
+
 def test_before_it_is_opened_and_after_it_is_shut_nothing_is_let_through(queue: DirectQueue) -> None:
     post(queue, 0x10000)
     before = at(queue.memory.address, MEMORY, np.uint8).copy()
@@ -130,9 +142,9 @@ def test_a_pair_that_cannot_be_made_leaves_nothing() -> None:
     far, descriptor = Apart(), os.memfd_create("guest")
     os.ftruncate(descriptor, MEMORY)
     memory = GuestMemory((Region(0, MEMORY, 0, 0, descriptor),))
-    first = DirectQueue(far, 3, memory, 1500, strip=False)
+    first = DirectQueue(far, 3, memory, 1500, 3000, strip=False)
     with pytest.raises(OSError, match="exists"):
-        DirectQueue(far, 3, memory, 1500, strip=False)
+        DirectQueue(far, 3, memory, 1500, 3000, strip=False)
     assert far.call(lambda: link.index_of("far3")) == first.pair.far_index
     first.close()
     assert far.call(lambda: link.index_of("far3")) == 0

@@ -18,6 +18,7 @@ from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone
 from tests.vm.lab.netns import Namespace
 from vmq.config import Xdp
 from vmq.dataplane import state
+from vmq.dataplane.reasons import TO_GUEST_PAIR, TO_GUEST_TOO_LONG
 from vmq.direct.queue import DirectQueue
 from vmq.engine import directing as module
 from vmq.engine.engine import Engine
@@ -132,7 +133,7 @@ def test_memory_of_which_pages_were_given_back_is_never_direct_again_and_other_m
             carries(a, b, 4)
 
 
-def test_a_frame_that_is_longer_than_a_buffer_ends_it_for_a_while_and_longer_each_time(
+def test_a_buffer_that_is_none_for_the_kernel_ends_it_for_a_while_and_longer_each_time(
     wired: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REST_SECONDS", 0.1)
@@ -140,14 +141,34 @@ def test_a_frame_that_is_longer_than_a_buffer_ends_it_for_a_while_and_longer_eac
     with wired.guest("a") as a, wired.guest("b") as b:
         for number in range(3):
             stage(wired)
-            wired.do(lambda: queue_of(wired).row.__setitem__("unfit", 2))
+            wired.do(lambda: queue_of(wired).row.__setitem__("unfit", 1))
             stage(wired, "kept")
-            assert (
-                "longer than one buffer" in wired.engine.directing.whys["a"]
-                or "again in" in wired.engine.directing.whys["a"]
-            )
+            assert "none for the kernel" in wired.engine.directing.whys["a"]
             carries(a, b, number)
         assert wired.engine.directing._rests["a"][1] == pytest.approx(0.4)
+
+
+def test_a_frame_that_is_longer_than_its_mtu_is_dropped_by_name_and_it_stays_direct(wired: Running) -> None:
+    """Where the engine places it, it would be dropped as well: a neighbour decides nothing by sending it."""
+    configure(wired, mtu=1000)
+    vm = wired.engine.vms["a"]
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        for number in range(3):
+            b.send([frame(a.mac, b.mac, number, 1200)])
+            carries(a, b, number)
+        assert int(vm.queue_rows()[0]["to_guest_drops"][TO_GUEST_TOO_LONG]) == 3
+        assert wired.do(wired.engine.directing.stage, vm) == "led"
+
+
+def test_what_is_lost_is_counted_though_nothing_else_wakes_its_processor(wired: Running) -> None:
+    configure(wired)
+    vm = wired.engine.vms["a"]
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        queue_of(wired).near.send(bytes(10) + frame(MACS[7], b.mac, 1))  # another's: the far end drops it
+        until(lambda: int(vm.queue_rows()[0]["to_guest_drops"][TO_GUEST_PAIR]) == 1)
+        carries(a, b, 1)
 
 
 def test_a_rest_is_forgotten_when_it_was_well_for_long_or_the_vm_is_gone(

@@ -3,8 +3,8 @@
 
         VM to VM, copies of groups ─► near end of the pair ─► the same buffers, in one order with those of the NIC
 
-What cannot go that way (longer than the buffers that the kernel is given) is dropped by name, and makes the queue switched
-(`unfit`): the next of its kind finds it so. A frame for a VM in a VLAN is sent with its tag, by which the far end knows it.
+A frame that is longer than the VM's MTU is dropped by name, as where the engine places it: nobody can make a VM switched by
+sending such frames. A frame for a VM in a VLAN is sent with its tag, by which the far end knows it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ def divert(w: Any, row: Any, vlan: int, noted: Any, books: Any) -> None:
             books["offered_to_guest"] += 1
             books["to_guest_drops"][TO_GUEST_TOO_LONG] += 1
             deliveries[index]["done"] = DONE_DROPPED
-            placed["unfit"] = 2
         else:
             turns[count] = number
             count += 1

@@ -234,7 +234,7 @@ direct_queue = rows(
     ("stale", i64),  # so many entries of the fill ring, the last ones, are from before
     ("begun", i64),  # 1: the kernel has had buffers since frames are led here
     ("booked", i64, (LOST,)),  # of `lost`, what is in the counters of the queue
-    ("unfit", i64),  # 1: the next chain is none for the kernel; 2: so was a frame for its pair
+    ("unfit", i64),  # 1: the next chain is none for the kernel
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------

@@ -41,9 +41,14 @@ ALIGN = 64
 
 
 class DirectQueue:
-    """Of VM port `number`; `longest`: bytes of a frame that its guest may get, `strip`: without its 802.1Q tag."""
+    """Of VM port `number`; its guest gets frames of `mtu` at most, without their 802.1Q tag (`strip`).
 
-    def __init__(self, far: Apart, number: int, memory: GuestMemory, mtu: int, *, strip: bool) -> None:
+    Frames of `widest` cross its pair: all that a NIC's program leads there, so that what is too long is counted at the far end.
+    """
+
+    def __init__(
+        self, far: Apart, number: int, memory: GuestMemory, mtu: int, widest: int, *, strip: bool
+    ) -> None:
         self.number, self.memory, self._far = number, memory, far
         self._awaited: int | None = None  # marks that have been through when it is drained
         longest = mtu + ETH_HLEN
@@ -51,7 +56,7 @@ class DirectQueue:
         self.address, self.row = self._row(state.direct_queue)
         self._stack = contextlib.ExitStack()
         try:
-            self.pair = Pair(far, number, mtu)
+            self.pair = Pair(far, number, widest)
             self._stack.callback(self.pair.close)
             self._maps()
             code = landing(self.filters, self._sockets, self.counted, longest, strip=strip)

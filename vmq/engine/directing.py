@@ -11,7 +11,7 @@
                           stays, to be direct again in a moment, until memory or configuration are others
 
 Leaving is done at once and whole, whoever wants it: a driver that stops, memory that changes, another configuration. The
-next look makes it direct again where nothing is in the way; after frames or buffers that were none for the kernel, not before
+next look makes it direct again where nothing is in the way; after buffers that were none for the kernel, not before
 REST_SECONDS, twice as long each time, unless it had been well for REST_MOST.
 """
 
@@ -141,7 +141,7 @@ class Directing:
             return TORN
         until, _ = self._rests.get(vm.name, (0.0, 0.0))
         if time.monotonic() < until:
-            return f"it was direct, and frames or buffers were none for the kernel: again in {until - time.monotonic():.0f} s"
+            return f"it was direct, and buffers were none for the kernel: again in {until - time.monotonic():.0f} s"
         return ""
 
     # --- towards direct --------------------------------------------------------------------------------------
@@ -160,7 +160,9 @@ class Directing:
             self._rest(vm, error.wrong)
             return
         far, number, mtu, strip = self._far, vm.number, vm.mtu, vm.config.vlan is not None
-        made = self._makers.submit(lambda: DirectQueue(far, number, memory, mtu, strip=strip))
+        uplink = _uplink_of(vm)
+        widest = max(mtu, uplink.mtu if uplink else 0)
+        made = self._makers.submit(lambda: DirectQueue(far, number, memory, mtu, widest, strip=strip))
         self._directs[vm.name] = Direct(vm, memory, _shape(vm), made)
 
     def _as_far_as_it_goes(self, one: Direct, step: Callable[[Direct], None]) -> None:
@@ -181,23 +183,24 @@ class Directing:
             self._post(one, one.queue)
         elif one.stage == "posting" and one.queue is not None:
             if one.queue.row["unfit"]:
-                self._unfit(one, one.queue)
+                self._unfit(one)
             elif one.queue.row["begun"]:
                 self._lead(one, one.queue)
         elif one.stage == "led" and one.queue is not None:
             if time.monotonic() > one.count_at:
                 one.count_at = time.monotonic() + COUNT_SECONDS
-                one.queue.count_lost()
+                self._count(one.queue)
             if one.queue.row["unfit"]:
-                self._unfit(one, one.queue)
+                self._unfit(one)
 
-    def _unfit(self, one: Direct, queue: DirectQueue) -> None:
-        frame = queue.row["unfit"] > 1
-        why = (
-            "a frame was longer than one buffer"
-            if frame
-            else "its driver posts buffers that are none for the kernel"
-        )
+    def _count(self, queue: DirectQueue) -> None:
+        """What was lost, to the counters of the queue; its processor may sleep, and nothing else may wake it."""
+        queue.count_lost()
+        if not queue.lost_are_booked():
+            self.engine.publisher.ring()
+
+    def _unfit(self, one: Direct) -> None:
+        why = "its driver posts buffers that are none for the kernel"
         self.leave(one.vm, why)
         self._rest(one.vm, why)
 
@@ -295,8 +298,7 @@ class Directing:
             return began  # nothing is given to its guest any more
         if not _soon(queue.socket.is_harvested):
             LOG.warning("vm %s: frames have landed in its memory that it is not told of", vm.name)
-        queue.count_lost()
-        self.engine.publisher.ring()  # its processor may sleep
+        self._count(queue)
         if not _soon(queue.lost_are_booked):
             LOG.warning("vm %s: frames were lost on their way into its memory that no counter has", vm.name)
         return began
