@@ -90,6 +90,13 @@ def test_a_priority_tag_stays_with_a_vm_without_a_vlan(plain: Kernel) -> None:
     assert plain.run(data) == ("placed", data)
 
 
+def test_a_priority_tag_does_not_count_for_the_length_of_a_frame(plain: Kernel) -> None:
+    """As where the engine places it: it stays with the frame, and the posted buffers have room for it."""
+    data = frame(A, B, LONGEST, 0x6000)
+    assert plain.run(data) == ("placed", data)
+    assert plain.run(frame(A, B, LONGEST + 1, 0x6000))[0] == "too_long"
+
+
 def test_frames_of_others_never_get_in(plain: Kernel, tagged: Kernel) -> None:
     """Whatever led them here: another address, another VLAN, none, or another kind of tag."""
     outer = frame(A, B)[:12] + b"\x88\xa8\0\5" + frame(A, B)[12:]

@@ -30,7 +30,7 @@ PLACED, NO_SOCKET, FOREIGN, TOO_LONG, RUNT, MARKED = range(len(VERDICTS))
 
 
 def landing(filters: Map, sockets: Map, counted: Map, longest: int, *, strip: bool) -> Code:
-    """The XDP program. `longest`: bytes of a frame as the guest gets it; `strip`: without its 802.1Q tag."""
+    """The XDP program. `longest`: bytes of a frame without its 802.1Q tag; `strip`: take that out."""
     code = Code()
     code.copy(R6, R1)
     code.load_field(R7, R6, bpf.xdp_md, "data")
@@ -54,6 +54,8 @@ def landing(filters: Map, sockets: Map, counted: Map, longest: int, *, strip: bo
         _strip(code)
     code.copy(R1, R8)
     code.let(R1, "-=", R7, register=True)
+    if not strip:
+        _leave_out_tag(code)
     code.jump_if("too_long", R1, ">", longest)
     code.let(R2, "=", 0)
     redirect(code, sockets, PLACED, bpf.XDP_DROP, NO_SOCKET)
@@ -82,6 +84,14 @@ def _strip(code: Code) -> None:
     code.load_field(R7, R6, bpf.xdp_md, "data")
     code.load_field(R8, R6, bpf.xdp_md, "data_end")
     code.label("untagged here")
+
+
+def _leave_out_tag(code: Code) -> None:
+    """Of R1, the length of the frame at R7: its 802.1Q tag, if it has one. A buffer has room for that, too."""
+    code.load(R2, R7, ETH_TYPE_OFFSET, HALF)
+    code.jump_if("length", R2, "!=", TPID_8021Q_LE)
+    code.let(R1, "-=", VLAN_HLEN)
+    code.label("length")
 
 
 def mark() -> bytes:

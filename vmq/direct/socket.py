@@ -17,6 +17,7 @@ import numpy as np
 
 from vmq import linux
 from vmq.abi import xdp
+from vmq.abi.ethernet import VLAN_HLEN
 from vmq.dataplane.direct import HEADER
 from vmq.dataplane.state import M32
 from vmq.jit import address_of, at
@@ -44,7 +45,7 @@ class GuestSocket:
             self.close()
             raise
         row["fd"], row["memory"], row["size"], row["chunk"] = self.fileno(), memory, size, CHUNK
-        row["longest"], row["least"] = longest, HEADER + longest
+        row["longest"], row["least"] = longest, HEADER + longest + VLAN_HLEN
         row["heads"], row["places"] = (address_of(self._lists[which]) for which in range(2))
 
     def fileno(self) -> int:
