@@ -7,7 +7,8 @@ What the real kernel makes of them: tests/direct/test_socket.py.
 from __future__ import annotations
 
 from collections import deque
-from typing import Self
+from typing import Any, Self
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.dataplane.rig import FAULT, GUARD, HEADER, NEXT, WRITE, A, Rig, interpreted, numbered
 from tests.dataplane.test_xdp import Ring
 from vmq.abi import xdp
-from vmq.dataplane import reasons, state
+from vmq.dataplane import direct, reasons, state
 from vmq.dataplane.direct import LEAD, begun, book_lost, harvest, post
 from vmq.dataplane.split import available, give_back, head_at, publish
-from vmq.jit import address_of
+from vmq.jit import address_of, load_once
 
 pytestmark = interpreted
 SIZE, CHUNK, LEAST = 8, 2048, 200  # as tests/dataplane/test_xdp.py has rings
@@ -344,19 +345,75 @@ TestLifecycle = pytest.mark.interpreted(Lifecycle.TestCase)
 TestLifecycle.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-@given(st.integers(0, END + 8192), st.integers(0, 4096), st.sampled_from([0, WRITE, WRITE | NEXT]))
-@settings(deadline=None)
-def test_whatever_stands_in_the_fill_ring_is_taken_by_the_kernel(
-    address: int, length: int, flags: int
-) -> None:
-    """af-xdp: an entry is valid if its chunk lies in the memory; a frame that is let through lies in the buffer."""
-    with Placed() as placed:
-        offer(placed, address, length, flags)
-        posted = placed.post()
-        entries = placed.fill.consume()
-        assert len(entries) == posted
-        for base in entries:
-            assert 0 <= base <= int(placed.row["size"]) - CHUNK
-            guest = base + LEAD - GUARD + FIRST
-            assert (guest, flags) == (address, WRITE)
-            assert FIRST <= guest <= guest + LEAST <= guest + length <= END
+@st.composite
+def memories(draw: st.DrawFn) -> tuple[int, list[tuple[int, int, int]]]:
+    """Bytes that the kernel has, and regions (guest address, bytes, place) in them; the last may end where addresses do."""
+    size = draw(st.integers(1, 2 * CHUNK) | st.integers(CHUNK, 1 << 44))
+    places = draw(st.lists(st.just(0) | st.integers(0, size - 1), min_size=1, max_size=3))
+    lengths = [draw(st.just(size - place) | st.integers(1, size - place)) for place in places]
+    gaps = [draw(st.just(0) | st.integers(0, 1 << 40)) for _ in places]
+    guest = draw(st.sampled_from([0, (1 << 63) - sum(lengths) - sum(gaps)]))
+    regions = []
+    for place, length, gap in zip(places, lengths, gaps, strict=True):
+        regions.append((guest + gap, length, place))
+        guest += gap + length
+    return size, draw(st.permutations(regions))
+
+
+@st.composite
+def descriptors(
+    draw: st.DrawFn, size: int, regions: list[tuple[int, int, int]], least: int
+) -> dict[str, int]:
+    """Near the edges of a region, of the kernel's memory, of what a buffer has to have, and of what a field can say."""
+    guest, length, place = draw(st.sampled_from(regions))
+    first, last = guest - place + LEAD, guest - place + size - CHUNK + LEAD
+    edge = draw(st.sampled_from([first, last, guest, guest + length, 0, 1 << 63]))
+    address = draw(st.integers(edge - 2, edge + 2) | st.integers(guest, guest + length)) % (1 << 64)
+    about = draw(st.sampled_from([least, guest + length - address, 0]))
+    bytes_ = draw(st.integers(about - 1, about + 1)) % (1 << 32)
+    flags = draw(st.just(WRITE) | st.sampled_from([0, NEXT, WRITE | NEXT, WRITE | 4, 0x8002]))
+    return {"addr": address, "len": bytes_, "flags": flags}
+
+
+def taken(one: dict[str, int], regions: list[tuple[int, int, int]], size: int, least: int) -> int | None:
+    """The entry for a buffer, None where the kernel would pass over it, or a frame would leave buffer or region."""
+    end = one["addr"] + one["len"]
+    for guest, length, place in regions:
+        if guest <= one["addr"] and end <= guest + length and one["flags"] == WRITE and one["len"] >= least:
+            base = place + (one["addr"] - guest) + HEADER - xdp.XDP_PACKET_HEADROOM
+            return base if base >= 0 and base + CHUNK <= size else None
+    return None
+
+
+@given(st.data())
+@settings(max_examples=500, deadline=None)
+def test_whatever_stands_in_the_fill_ring_is_taken_by_the_kernel(data: st.DataObject) -> None:
+    """af-xdp: an entry is valid if its chunk lies in the memory. The guest changes its descriptors after each read."""
+    (size, regions), least = data.draw(memories()), data.draw(st.sampled_from([HEADER + 14, 1530]))
+    some = descriptors(size, regions, least)
+    reads: list[tuple[str, int]] = []
+
+    def changing(row: Any, field: str) -> Any:
+        value = load_once(row, field)
+        reads.append((field, int(value)))
+        for name, other in data.draw(st.just({}) | some).items():
+            row[name] = other
+        return value
+
+    with Placed() as placed, patch.object(direct, "load_once", changing):
+        placed.row["size"], placed.row["least"] = size, least
+        placed.spans = np.array(regions, state.span)
+        placed.row["spans"], placed.row["span_count"] = address_of(placed.spans), len(regions)
+        for head in range(3):
+            one = data.draw(some)
+            placed.vm.to_guest.describe(head, one["addr"], one["len"], one["flags"], 0)
+            placed.vm.to_guest.offer(head)
+        posted, entries = placed.post(), placed.fill.consume()
+    seen = [dict(reads[start : start + 3]) for start in range(0, len(reads), 3)]
+    assert all(one.keys() == {"addr", "len", "flags"} for one in seen)  # each is read once
+    wanted = [taken(one, regions, size, least) for one in seen]
+    assert entries == [base for base in wanted if base is not None] == wanted[:posted]
+    assert (int(placed.row["unfit"]), posted) == (
+        int(None in wanted),
+        3 - (None in wanted) * (4 - len(wanted)),
+    )

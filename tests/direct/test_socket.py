@@ -65,7 +65,7 @@ class Landing:
         producer = at(int(fill["producer"]), 1, np.uint32)
         slots = at(int(fill["entries"]), SIZE, np.uint64)
         for place in places:
-            slots[(int(producer[0]) - int(self.row["stale"])) % SIZE] = place - LEAD
+            slots[(int(producer[0]) - int(self.row["stale"])) % SIZE] = (place - LEAD) % (1 << 64)
             if self.row["stale"]:
                 self.row["stale"] -= 1
             else:
@@ -136,6 +136,18 @@ def test_frames_land_behind_the_header_at_any_byte_and_nothing_else_is_touched(l
         expected[place + HEADER : place + HEADER + len(data)] = np.frombuffer(data, np.uint8)
     assert landed.harvest(len(frames)) == list(zip(places, frames, strict=True))
     assert np.array_equal(landed.memory, expected)
+
+
+@pytest.mark.parametrize("place", [LEAD - 1, MEMORY - CHUNK + LEAD + 1])
+def test_an_entry_one_byte_off_is_passed_over_and_nothing_is_written(landed: Landing, place: int) -> None:
+    """No counter moves either: nobody would know. The places beside them are taken, as the test above shows."""
+    expected = landed.memory.copy()
+    landed.post(place, 0x10000)
+    landed.near.send(plain(1))
+    assert landed.harvest(1) == [(0x10000, plain(1))]
+    expected[0x10000 + HEADER :][: len(plain(1))] = np.frombuffer(plain(1), np.uint8)
+    assert np.array_equal(landed.memory, expected)
+    assert (landed.socket.lost(), landed.socket.stands()) == (0, 0)
 
 
 def test_buffers_are_used_in_the_order_in_which_they_were_posted_lap_after_lap(landed: Landing) -> None:

@@ -49,6 +49,8 @@ LEAD = XDP_PACKET_HEADROOM - HEADER  # bytes that the kernel leaves free in fron
 @kernel
 def seek(queue: Any, address: int) -> tuple[int, int]:
     """Where in the kernel's memory a guest address lies, and the bytes that follow it in its region; (NONE, 0) nowhere."""
+    if address < 0:
+        return int64(NONE), int64(0)
     spans = at(queue["spans"], queue["span_count"], span)
     for index in range(queue["span_count"]):
         distance = address - int64(spans[index]["guest"])
