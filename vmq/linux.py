@@ -73,9 +73,9 @@ def map_ring(descriptor: int, length: int, offset: int) -> int:
     return _map(0, length, MAP_SHARED | MAP_POPULATE, descriptor, offset)
 
 
-def map_over(address: int, descriptor: int, length: int) -> None:
-    """Map the first `length` bytes of a file in the place of memory of ours."""
-    _map(address, length, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, descriptor, 0)
+def map_over(address: int, descriptor: int, length: int, offset: int) -> None:
+    """Map `length` bytes of a file, from `offset` on, in the place of memory of ours."""
+    _map(address, length, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, descriptor, offset)
 
 
 def map_private(length: int) -> int:

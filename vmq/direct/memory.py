@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All memory of a guest as one piece of ours, as a UMEM has to be: each file once, one behind the other.
+"""All memory of a guest as one piece of ours, as a UMEM has to be: what regions need of each file, one behind the other.
 
-        files of the memory table:   [file a ............][file b ....]        a region lies at its offset in its file
+        files of the memory table:   [file a ............][file b ....][file a ..]        nothing twice, and no more than is needed
 
 The regions that kernels translate with are mapped one by one (vhost/memory.py), and the same file may be there several times.
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,37 +29,69 @@ from vmq.vhost.message import Region
 
 def identity(regions: Collection[Region]) -> tuple[tuple[int, ...], ...]:
     """What is the same as long as the memory is: another front-end may give another file by the same descriptor."""
-    found = []
-    for region in regions:
-        about = os.fstat(region.fd)
-        found.append((about.st_dev, about.st_ino, region.offset, region.gpa, region.size))
-    return tuple(found)
+    return tuple((*_file(region), region.offset, region.gpa, region.size) for region in regions)
+
+
+def _file(region: Region) -> tuple[int, int]:
+    """Device and inode."""
+    about = os.fstat(region.fd)
+    return about.st_dev, about.st_ino
+
+
+@dataclass
+class Piece:
+    """So much of a file as regions need, in whole pages of it, at `place` of the whole."""
+
+    descriptor: int
+    file: tuple[int, int]  # device, inode
+    page: int
+    first: int
+    end: int
+    place: int = 0
+
+    def has(self, region: Region) -> bool:
+        return self.file == _file(region) and self.first <= region.offset < self.end
+
+
+def pieces(regions: Collection[Region]) -> list[Piece]:
+    """What is to be mapped, one behind the other: nothing of a file twice, and nothing that no region names."""
+    found: list[Piece] = []
+    for region in sorted(regions, key=lambda one: (_file(one), one.offset)):
+        file, page = _file(region), max(os.fstat(region.fd).st_blksize, linux.PAGE)
+        first, end = region.offset // page * page, -(-(region.offset + region.size) // page) * page
+        last = found[-1] if found else None
+        if last is not None and last.file == file and first <= last.end:
+            last.end = max(last.end, end)
+        else:
+            found.append(Piece(region.fd, file, page, first, end))
+    found.sort(key=lambda one: -one.page)  # each begins at a page of its own
+    for before, piece in pairwise(found):
+        piece.place = before.place + before.end - before.first
+    return found
 
 
 class GuestMemory:
     """`address`, `size`: the whole; `spans`: where each region lies in it."""
 
     def __init__(self, regions: Collection[Region]) -> None:
-        files: dict[tuple[int, int], tuple[int, int, int]] = {}  # (device, inode) → descriptor, length, place
-        self.size = 0
         self._held = contextlib.ExitStack()
         self._files: dict[int, int] = {}  # descriptor → the most blocks it had
-        for region in regions:
-            about = os.fstat(region.fd)
-            known = about.st_dev, about.st_ino
-            if known not in files:
-                length = -(-about.st_size // linux.PAGE) * linux.PAGE
-                files[known] = region.fd, length, self.size
-                self.size += length
-        self.address = linux.map_private(self.size)
+        found = pieces(regions)
+        self.size = sum(piece.end - piece.first for piece in found)
+        room = self.size + found[0].page
+        start = linux.map_private(room)
+        self._held.callback(linux.unmap, start, room)
+        self.address = -(-start // found[0].page) * found[0].page
         try:
-            for descriptor, length, place in files.values():
-                linux.map_over(self.address + place, descriptor, length)
-                self._watch(descriptor)
+            for piece in found:
+                linux.map_over(
+                    self.address + piece.place, piece.descriptor, piece.end - piece.first, piece.first
+                )
+                self._watch(piece.descriptor)
         except OSError:
             self.close()
             raise
-        self.spans = _spans(regions, {known: place for known, (_, _, place) in files.items()})
+        self.spans = _spans(regions, found)
 
     def _watch(self, descriptor: int) -> None:
         own = os.dup(descriptor)  # the session may close its own
@@ -77,16 +111,13 @@ class GuestMemory:
         """Give it back; nobody looks there any more. It may be called again."""
         self._held.close()
         self._files.clear()
-        if self.size:
-            linux.unmap(self.address, self.size)
-            self.size = 0
 
 
-def _spans(regions: Collection[Region], places: Mapping[tuple[int, int], int]) -> npt.NDArray[np.void]:
+def _spans(regions: Collection[Region], found: Collection[Piece]) -> npt.NDArray[np.void]:
     """Rows for kernels; the largest region first, as most lies in it."""
     rows = np.zeros(len(regions), span)
     for row, region in zip(rows, sorted(regions, key=lambda one: -one.size), strict=True):
-        about = os.fstat(region.fd)
-        place = places[about.st_dev, about.st_ino] + region.offset
-        row["guest"], row["size"], row["place"] = region.gpa, region.size, place
+        (piece,) = (piece for piece in found if piece.has(region))
+        row["guest"], row["size"] = region.gpa, region.size
+        row["place"] = piece.place + region.offset - piece.first
     return rows
