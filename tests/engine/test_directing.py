@@ -19,6 +19,7 @@ from tests.vm.lab.netns import Namespace
 from vmq.config import Xdp
 from vmq.dataplane import state
 from vmq.dataplane.reasons import TO_GUEST_PAIR, TO_GUEST_TOO_LONG
+from vmq.direct import lengths
 from vmq.direct.queue import DirectQueue
 from vmq.engine import directing as module
 from vmq.engine.engine import Engine
@@ -131,6 +132,23 @@ def test_memory_of_which_pages_were_given_back_is_never_direct_again_and_other_m
         with wired.guest("a") as a:
             stage(wired)
             carries(a, b, 4)
+
+
+def test_auto_is_direct_while_frames_are_long(wired: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lengths, "FEWEST", 1)
+    configure(wired, placement="auto")
+    with wired.guest("a") as a, wired.guest("b") as b:
+        until(lambda: "few frames" in wired.engine.directing.whys.get("a", ""))
+        for length, wanted, why in ((1514, "led", ""), (60, "kept", "60 bytes"), (1514, "led", "")):
+            number = 0
+            while wired.do(wired.engine.directing.stage, wired.engine.vms["a"]) != wanted:
+                data = frame(a.mac, b.mac, number, length)
+                b.send([data])
+                assert a.receive(1, PATIENCE) == [data]
+                number += 1
+                assert number < PATIENCE * 10_000
+            until(lambda why=why: why in wired.engine.directing.whys.get("a", ""))  # type: ignore[misc]
 
 
 def test_a_buffer_that_is_none_for_the_kernel_ends_it_for_a_while_and_longer_each_time(

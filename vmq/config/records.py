@@ -262,9 +262,10 @@ class Vm(Record, frozen=True, kw_only=True):
         ),
     ] = 256
     placement: Annotated[
-        Literal["switched", "direct"],
+        Literal["switched", "direct", "auto"],
         says(
-            '"switched" or "direct": whether the engine writes frames into guest memory, or the kernel, where it can'
+            '"switched", "direct" or "auto": whether the engine writes frames into guest memory, or the kernel, where it can, '
+            "or whoever takes less of the machine for frames of their length"
         ),
     ] = "switched"
     indications: Annotated[

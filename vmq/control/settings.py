@@ -225,7 +225,7 @@ def _written_by(vm: Vm) -> Row:
     if stage == "led":
         return setting("placement", asked, "direct", "")
     why = directing.obstacle(vm) or directing.whys.get(vm.name, "") or f"on its way: {stage}"
-    return setting("placement", asked, "switched", why if asked == "direct" else "")
+    return setting("placement", asked, "switched", why if asked != "switched" else "")
 
 
 def _queue_pairs(vm: Vm) -> Row:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from vmq import linux
 from vmq.config.records import Config, Xdp
 from vmq.dataplane import state
+from vmq.direct.lengths import Lengths
 from vmq.direct.memory import GuestMemory, identity
 from vmq.direct.pair import Apart
 from vmq.direct.queue import DirectQueue
@@ -74,6 +75,7 @@ class Directing:
         self._far: Apart | None = None
         self._makers = ThreadPoolExecutor(1, "vmq-direct")
         self._rests: dict[str, tuple[float, float]] = {}  # until when, and how long the last one was
+        self._lengths: dict[str, Lengths] = {}  # of those for which that decides
         self._torn: dict[str, tuple[object, ...]] = {}  # memory of which pages were given back to the host
 
     # --- what is asked of it ---------------------------------------------------------------------------------
@@ -86,11 +88,12 @@ class Directing:
     def look(self) -> None:
         """Go on with those under way; begin with those that may be direct, leave those that may not."""
         self._loop = asyncio.get_running_loop()
-        for known in (self._rests, self._torn, self.whys):
+        for known in (self._rests, self._torn, self._lengths, self.whys):
             for name in known.keys() - self.engine.vms.keys():
                 del known[name]
         self._part()
         for vm in self.engine.vms.values():
+            self._measure(vm)
             why, one = self.obstacle(vm), self._directs.get(vm.name)
             if one is not None and why:
                 self.leave(vm, why)
@@ -98,7 +101,7 @@ class Directing:
                 self._as_far_as_it_goes(one, self._go_on)
             elif not why:
                 self._begin(vm)
-            if why and vm.config.placement == "direct":
+            if why and vm.config.placement != "switched":
                 self.whys[vm.name] = why
 
     def _part(self) -> None:
@@ -112,9 +115,18 @@ class Directing:
                 self.leave(made.vm, TORN)
                 self._forget(made)
 
+    def _measure(self, vm: Vm) -> None:
+        """The length of its frames, where that decides."""
+        if vm.config.placement == "auto":
+            rows = vm.queue_rows()
+            lengths = self._lengths.setdefault(vm.name, Lengths())
+            lengths.look(
+                time.monotonic(), int(rows["frames_to_guest"].sum()), int(rows["bytes_to_guest"].sum())
+            )
+
     def obstacle(self, vm: Vm) -> str:
         """Why this VM cannot be direct; empty if it can."""
-        if vm.config.placement != "direct":
+        if vm.config.placement == "switched":
             return "it is not asked for"
         uplink = _uplink_of(vm)
         if not isinstance(uplink, XdpUplink) or not isinstance(uplink.config, Xdp):
@@ -142,6 +154,9 @@ class Directing:
         until, _ = self._rests.get(vm.name, (0.0, 0.0))
         if time.monotonic() < until:
             return f"it was direct, and buffers were none for the kernel: again in {until - time.monotonic():.0f} s"
+        if vm.config.placement == "auto":
+            lengths = self._lengths.get(vm.name, Lengths())
+            return "" if lengths.pays else lengths.why()
         return ""
 
     # --- towards direct --------------------------------------------------------------------------------------
