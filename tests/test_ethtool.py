@@ -3,11 +3,29 @@
 
 from __future__ import annotations
 
+import errno
+import struct
+from typing import Any
+
+import numpy as np
 import pytest
 
 from tests.vm.lab.netns import Namespace
+from vmq import ethtool
+from vmq.abi import ethtool as et
+from vmq.abi.ethernet import mac_number
 from vmq.errors import HostError
-from vmq.ethtool import describe, receive_queues, switch
+from vmq.ethtool import (
+    add_rule,
+    delete_rule,
+    describe,
+    place_for_rule,
+    receive_queues,
+    rule,
+    rule_at,
+    rules,
+    switch,
+)
 
 
 def test_the_loopback_device_has_features() -> None:
@@ -92,3 +110,83 @@ def test_a_feature_is_switched_and_read_again() -> None:
 
     assert (before, after) == (True, False)
     assert "rx-vlan-offload: off" in printed
+
+
+def test_a_rule_is_laid_out_as_c_does() -> None:
+    """Each field by hand: linux-ethtool.h, struct ethtool_rxnfc."""
+    body = rule(mac_number("02:00:00:00:00:01"), 3, 7)
+    body["cmd"] = et.ETHTOOL_SRXCLSRLINS
+    address = bytes((2, 0, 0, 0, 0, 1))
+
+    assert body.tobytes() == struct.pack(
+        "=II8xI52s20s52s20s4xQI4xI4x",
+        0x32, 0, 0x12,
+        address + bytes(46), bytes(20),
+        b"\xff" * 6 + bytes(46), bytes(20),
+        3, 7, 0,
+    )  # fmt: skip
+
+
+class Table:
+    """A NIC with a table of `size` places, behind the kernel's request."""
+
+    def __init__(self, size: int, *, finds: bool) -> None:
+        self.size, self.finds = size, finds
+        self.rules: dict[int, tuple[bytes, int]] = {}
+
+    def __call__(self, _: object, _device: str, body: Any, command: int) -> Any:
+        row = body[0]
+        spec, place = row["fs"], int(row["fs"]["location"])
+        if command == et.ETHTOOL_GRXCLSRLCNT:
+            row["rule_cnt"], row["data"] = len(self.rules), et.RX_CLS_LOC_SPECIAL if self.finds else 0
+        elif command == et.ETHTOOL_GRXCLSRLALL:
+            row["rule_locs"][: len(self.rules)] = sorted(self.rules)
+            row["rule_cnt"], row["data"] = len(self.rules), self.size
+        elif command == et.ETHTOOL_SRXCLSRLINS:
+            place = self.size - 2 if place == et.RX_CLS_LOC_ANY else place
+            self.rules[place] = (spec["h_u"]["dst"].tobytes(), int(spec["ring_cookie"]))
+            spec["location"] = place
+        elif place not in self.rules:
+            raise OSError(errno.ENOENT, "no such rule")
+        elif command == et.ETHTOOL_SRXCLSRLDEL:
+            del self.rules[place]
+        else:
+            address, spec["ring_cookie"] = self.rules[place]
+            spec["h_u"]["dst"] = np.frombuffer(address, np.uint8)
+        return body
+
+
+@pytest.mark.parametrize(("finds", "asked", "stands"), [(True, 0xFFFFFFFF, 14), (False, 15, 15)])
+def test_a_rule_is_added_where_there_is_a_place_and_deleted(
+    finds: bool, asked: int, stands: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver finds a place, or it is the last free one."""
+    table, mac = Table(16, finds=finds), mac_number("02:00:00:00:00:01")
+    monkeypatch.setattr(ethtool, "_ask", table)
+
+    assert place_for_rule("eth1") == asked
+    assert add_rule("eth1", mac, 3, asked) == stands
+    assert (rules("eth1"), rule_at("eth1", stands)) == (1, (mac, 3))
+    assert table.rules == {stands: (bytes((2, 0, 0, 0, 0, 1)), 3)}
+    if not finds:
+        assert place_for_rule("eth1") == 14
+    delete_rule("eth1", stands)
+    assert rules("eth1") == 0
+
+
+def test_a_full_table_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(2, finds=False)
+    table.rules = {0: (bytes(6), 0), 1: (bytes(6), 0)}
+    monkeypatch.setattr(ethtool, "_ask", table)
+    with pytest.raises(OSError, match="no free place"):
+        place_for_rule("eth1")
+
+
+@pytest.mark.root
+def test_a_driver_without_a_table_refuses() -> None:
+    with Namespace("host") as host:
+        host.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        with pytest.raises(OSError, match="not supported"):
+            host.call(lambda: rules("v0"))
+        with pytest.raises(OSError, match="not supported"):
+            host.call(lambda: place_for_rule("v0"))

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device's driver says: its name and version, its queues, and which offloads are on; and one of them switched.
+"""What a device's driver says: its name and version, its queues, which offloads are on, and rules by which it chooses a queue.
 
 The kernel keeps this out of sysfs. It is asked by ioctl, as `ethtool -i`, `-l` and `-k` do; asking needs no right and
 changes nothing. A device that does not answer has no record: whoever needs one says "unknown". `switch` is `ethtool -K`:
 a driver may take the order and not follow it, so what is on is read again. A device in another network namespace is
 asked by a socket of that one (`by`).
+
+A rule here is always the same: frames to one address go to one receive queue (`ethtool -N NAME flow-type ether dst MAC
+action QUEUE`). It has a place in a table of the device, which the driver chooses, or we do.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from vmq.abi import ethtool as et
+from vmq.abi.ethernet import ETH_ALEN
 from vmq.errors import HostError
 
 
@@ -31,6 +35,7 @@ class Driver:
     version: str = ""
     firmware: str = ""
     features: Mapping[str, bool] = field(default_factory=dict)
+    bus: str = ""  # where it is, as a PCI address
 
 
 def describe(device: str, by: socket.socket | None = None) -> Driver | None:
@@ -43,10 +48,11 @@ def describe(device: str, by: socket.socket | None = None) -> Driver | None:
             features = _features(asked, device)
     if not said["driver"][0] and not features:
         return None
-    name, version, firmware = (
-        bytes(said[key][0]).decode(errors="replace") for key in ("driver", "version", "fw_version")
+    name, version, firmware, bus = (
+        bytes(said[key][0]).decode(errors="replace")
+        for key in ("driver", "version", "fw_version", "bus_info")
     )
-    return Driver(name, version, firmware, features)
+    return Driver(name, version, firmware, features, bus)
 
 
 def receive_queues(device: str) -> tuple[int, int]:
@@ -80,6 +86,62 @@ def switch(device: str, feature: str, *, on: bool, by: socket.socket | None = No
             raise HostError(where, f"{word}: {error.strerror}", remedy) from None
     if stands is not on:
         raise HostError(where, f"the driver did not switch it {word}", f"ethtool -k {device} says [fixed]")
+
+
+def rules(device: str) -> int:
+    """How many rules its table has; OSError from a driver without one."""
+    with _asked() as asked:
+        return int(_ask(asked, device, np.zeros(1, et.rxnfc), et.ETHTOOL_GRXCLSRLCNT)["rule_cnt"][0])
+
+
+def rule(mac: int, queue: int, location: int) -> Any:
+    """The rule "frames to this address, to this receive queue", as the kernel takes it."""
+    body = np.zeros(1, et.rxnfc)
+    one = body["fs"]
+    one["flow_type"], one["ring_cookie"], one["location"] = et.ETHER_FLOW, queue, location
+    one["h_u"]["dst"][0] = np.frombuffer(mac.to_bytes(ETH_ALEN, "little"), np.uint8)
+    one["m_u"]["dst"][0] = 255  # every bit of it counts
+    return body
+
+
+def place_for_rule(device: str) -> int:
+    """Where a new rule may stand: wherever the driver wants, or the last free place; OSError without one."""
+    with _asked() as asked:
+        told = _ask(asked, device, np.zeros(1, et.rxnfc), et.ETHTOOL_GRXCLSRLCNT)[0]
+        if int(told["data"]) & et.RX_CLS_LOC_SPECIAL:
+            return et.RX_CLS_LOC_ANY
+        listed = np.zeros(1, et.rxnfc_all)
+        listed["rule_cnt"] = et.RULES_MAX
+        known = _ask(asked, device, listed, et.ETHTOOL_GRXCLSRLALL)[0]
+        taken = {int(place) for place in known["rule_locs"][: int(known["rule_cnt"])]}
+        for place in range(int(known["data"]) - 1, -1, -1):
+            if place not in taken:
+                return place
+    raise OSError(errno.ENOSPC, "the table of rules has no free place")
+
+
+def add_rule(device: str, mac: int, queue: int, location: int) -> int:
+    """Where it stands now."""
+    with _asked() as asked:
+        return int(
+            _ask(asked, device, rule(mac, queue, location), et.ETHTOOL_SRXCLSRLINS)["fs"]["location"][0]
+        )
+
+
+def rule_at(device: str, location: int) -> tuple[int, int]:
+    """The address and the receive queue of the rule at a place; OSError if there is none."""
+    body = np.zeros(1, et.rxnfc)
+    body["fs"]["location"] = location
+    with _asked() as asked:
+        one = _ask(asked, device, body, et.ETHTOOL_GRXCLSRULE)["fs"][0]
+    return int.from_bytes(one["h_u"]["dst"].tobytes(), "little"), int(one["ring_cookie"])
+
+
+def delete_rule(device: str, location: int) -> None:
+    body = np.zeros(1, et.rxnfc)
+    body["fs"]["location"] = location
+    with _asked() as asked:
+        _ask(asked, device, body, et.ETHTOOL_SRXCLSRLDEL)
 
 
 @contextlib.contextmanager

@@ -28,3 +28,17 @@ def test_a_request_carries_a_name_and_an_address() -> None:
     request["name"], request["data"] = b"lo", 7
 
     assert request.tobytes() == struct.pack("=16sQ16x", b"lo", 7)
+
+
+def test_a_rule_has_the_offsets_of_c() -> None:
+    """linux-ethtool.h: struct ethtool_rx_flow_spec, ethtool_flow_ext, ethtool_rxnfc."""
+    spec = {name: offset(ethtool.rx_flow_spec, name) for name in ethtool.rx_flow_spec.names or ()}
+    assert spec == {
+        "flow_type": 0, "h_u": 4, "h_ext": 56, "m_u": 76, "m_ext": 128, "ring_cookie": 152, "location": 160
+    }  # fmt: skip
+    extended = {name: offset(ethtool.flow_ext, name) for name in ethtool.flow_ext.names or ()}
+    assert extended == {"padding": 0, "h_dest": 2, "vlan_etype": 8, "vlan_tci": 10, "data": 12}
+    outer = {name: offset(ethtool.rxnfc, name) for name in ethtool.rxnfc.names or ()}
+    assert outer == {"cmd": 0, "flow_type": 4, "data": 8, "fs": 16, "rule_cnt": 184}
+    assert {name: offset(ethtool.rxnfc_all, name) for name in outer} == outer
+    assert offset(ethtool.rxnfc_all, "rule_locs") == 188

@@ -20,6 +20,7 @@ from vmq.abi import netdevice as nd
         (nd.sock_fprog, "=H6xQ", (1, 2)),
         (nd.nlmsghdr, "=IHHII", (1, 2, 3, 4, 5)),
         (nd.nlattr, "=HH", (1, 2)),
+        (nd.genlmsghdr, "=BBH", (1, 2, 3)),
         (nd.ifinfomsg, "=BBHiII", (1, 2, 3, 4, 5, 6)),
     ],
 )

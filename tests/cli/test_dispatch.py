@@ -93,6 +93,7 @@ def test_version_and_help_are_done(vmq) -> None:
         "capture",
         "measure",
         "metrics",
+        "nic",
         "events",
         "explain",
         "doctor",

@@ -8,6 +8,10 @@ import json
 import pytest
 
 from tests.vm.lab.netns import Namespace
+from vmq.abi import bpf
+from vmq.bpf.assembler import R0, Code
+from vmq.bpf.link import Link
+from vmq.bpf.program import Program
 from vmq.uplink import link
 
 
@@ -46,3 +50,26 @@ def test_a_device_is_described_as_iproute2_does() -> None:
             told = host.call(lambda: link.describe(index))
             assert told is not None
             assert not told.up
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("mode", "flags"), [("native", bpf.XDP_FLAGS_DRV_MODE), ("generic", bpf.XDP_FLAGS_SKB_MODE)]
+)
+def test_a_program_on_a_device_is_told_with_its_mode(mode: str, flags: int) -> None:
+    code = Code()
+    code.let(R0, "=", bpf.XDP_PASS)
+    code.exit()
+    with Namespace("host") as host:
+        host.run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        index = host.call(lambda: link.index_of("v0"))
+        with Program(bpf.BPF_PROG_TYPE_XDP, "passes", code) as program:
+            with host.call(lambda: Link(program, index, flags=flags)):
+                told = host.call(lambda: link.describe(index))
+                (shown,) = json.loads(host.run("ip", "-json", "link", "show", "v0"))
+            left = host.call(lambda: link.describe(index))
+
+    assert told is not None
+    assert left is not None
+    assert told.programs == {mode: shown["xdp"]["prog"]["id"]}
+    assert left.programs == {}

@@ -44,6 +44,21 @@ NLMSG_ERROR, NLA_ALIGN, NLA_TYPE_MASK, NLA_F_NESTED = 2, 4, 0x3FFF, 0x8000
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_OPERSTATE, IFLA_PROMISCUITY = 1, 3, 4, 10, 16, 30
 IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 18, 1, 2, 1  # linux-veth.h
+IFLA_XDP = 43  # programs on the device, by where they run
+IFLA_XDP_PROG_ID, IFLA_XDP_DRV_PROG_ID, IFLA_XDP_SKB_PROG_ID, IFLA_XDP_HW_PROG_ID = 4, 5, 6, 7
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 CLONE_NEWNET = 0x40000000  # linux-sched.h
 IF_OPER_WORDS = ("unknown", "not present", "down", "lower layer down", "testing", "dormant", "up")
+
+# linux-genetlink.h: requests to a family of the kernel, whose number is asked for by its name first
+NETLINK_GENERIC = 16  # linux-rtnetlink.h
+genlmsghdr = layout(4, ("cmd", u8), ("version", u8), ("reserved", u16))
+GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
+
+# linux-netdev.h: what a driver says that it does with programs and AF_XDP sockets
+NETDEV_FAMILY_NAME, NETDEV_CMD_DEV_GET = b"netdev\0", 1
+NETDEV_A_DEV_IFINDEX, NETDEV_A_DEV_XDP_FEATURES = 1, 3
+NETDEV_XDP_ACT = ("basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg")
+
+# linux-capability.h
+CAP_NET_ADMIN, CAP_NET_RAW, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_BPF = 12, 13, 14, 21, 39

@@ -30,6 +30,7 @@ from vmq.cli import (
     filters,
     measure,
     metrics,
+    nic,
     plan,
     queues,
     run,
@@ -60,7 +61,7 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for group in (run, check, plan, show, queues, filters, capabilities, events, explain, capture, measure):
         group.add(verbs)
-    for group in (bench, metrics, doctor, snippet, completion):
+    for group in (bench, metrics, nic, doctor, snippet, completion):
         group.add(verbs)
     parser.set_defaults(verbs=verbs.choices)
     return parser

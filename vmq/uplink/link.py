@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import fcntl
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vmq.abi import netdevice as nd
 
 REPLY = 1 << 16  # bytes; one link's answer is some two thousand
+_PROGRAMS = {
+    "native": nd.IFLA_XDP_DRV_PROG_ID,
+    "generic": nd.IFLA_XDP_SKB_PROG_ID,
+    "offloaded": nd.IFLA_XDP_HW_PROG_ID,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Link:
     master: int  # index of its bridge, 0 without
     promiscuity: int
     mac: int
+    programs: Mapping[str, int] = field(default_factory=dict)  # XDP programs that are there: where → id
     virtual: str = ""  # of which kind a device without hardware is, as "veth"; "" for a NIC
 
 
@@ -64,7 +71,8 @@ def _parse(reply: bytes) -> Link | None:
         return None
     place = nd.nlmsghdr.itemsize
     body = np.frombuffer(reply, nd.ifinfomsg, 1, place)[0]
-    found = _attributes(reply[place + nd.ifinfomsg.itemsize : int(head["len"])])
+    found = attributes(reply[place + nd.ifinfomsg.itemsize : int(head["len"])])
+    on = attributes(found.get(nd.IFLA_XDP, b""))
 
     def number(attribute: int) -> int:
         return int.from_bytes(found.get(attribute, b""), "little")
@@ -80,14 +88,15 @@ def _parse(reply: bytes) -> Link | None:
         master=number(nd.IFLA_MASTER),
         promiscuity=number(nd.IFLA_PROMISCUITY),
         mac=number(nd.IFLA_ADDRESS),
-        virtual=_attributes(found.get(nd.IFLA_LINKINFO, b""))
+        programs={where: int.from_bytes(on[one], "little") for where, one in _PROGRAMS.items() if one in on},
+        virtual=attributes(found.get(nd.IFLA_LINKINFO, b""))
         .get(nd.IFLA_INFO_KIND, b"")
         .rstrip(b"\0")
         .decode(errors="replace"),
     )
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
     """What stands in a row of netlink attributes, by type."""
     found: dict[int, bytes] = {}
     place = 0

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver says that it does with programs and AF_XDP sockets, without anything being tried. Linux 6.3 and later.
+
+It is asked by generic netlink: families of the kernel have names, and a number that is asked for first. What a driver says
+is a hint: a veth takes redirected frames only while its other end has a program, and a NIC may refuse with some settings what
+it can do with others. linux-netdev.h
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import numpy as np
+
+from vmq.abi import netdevice as nd
+from vmq.uplink.link import REPLY, attributes
+
+VERSION = 1
+SECONDS = 1.0  # until the kernel has answered
+
+
+def abilities(index: int) -> frozenset[str] | None:
+    """Words of NETDEV_XDP_ACT that the driver of a device says; None if the kernel cannot tell. OSError if it refuses."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nd.NETLINK_GENERIC) as asked:
+        asked.settimeout(SECONDS)
+        name = _attribute(nd.CTRL_ATTR_FAMILY_NAME, nd.NETDEV_FAMILY_NAME)
+        try:
+            family = _ask(asked, nd.GENL_ID_CTRL, nd.CTRL_CMD_GETFAMILY, name)
+        except FileNotFoundError:
+            return None
+        number = int.from_bytes(family[nd.CTRL_ATTR_FAMILY_ID], "little")
+        which = _attribute(nd.NETDEV_A_DEV_IFINDEX, index.to_bytes(4, "little"))
+        said = _ask(asked, number, nd.NETDEV_CMD_DEV_GET, which)
+    return words(int.from_bytes(said.get(nd.NETDEV_A_DEV_XDP_FEATURES, b""), "little"))
+
+
+def words(bits: int) -> frozenset[str]:
+    """Abilities by their names; bits that we have no name for are left out."""
+    return frozenset(name for bit, name in enumerate(nd.NETDEV_XDP_ACT) if bits >> bit & 1)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    head = np.zeros(1, nd.nlattr)
+    head["len"], head["type"] = nd.nlattr.itemsize + len(value), kind
+    return head.tobytes() + value + bytes(-len(value) % nd.NLA_ALIGN)
+
+
+def _ask(asked: socket.socket, family: int, command: int, attribute: bytes) -> dict[int, bytes]:
+    """Put one question to a family; the attributes of the answer."""
+    head, body = np.zeros(1, nd.nlmsghdr), np.zeros(1, nd.genlmsghdr)
+    body["cmd"], body["version"] = command, VERSION
+    head["len"] = head.nbytes + body.nbytes + len(attribute)
+    head["type"], head["flags"] = family, nd.NLM_F_REQUEST
+    asked.send(head.tobytes() + body.tobytes() + attribute)
+    return _parse(asked.recv(REPLY))
+
+
+def _parse(reply: bytes) -> dict[int, bytes]:
+    head: Any = np.frombuffer(reply, nd.nlmsghdr, 1)[0]
+    place = nd.nlmsghdr.itemsize
+    if head["type"] == nd.NLMSG_ERROR:
+        code = -int.from_bytes(reply[place : place + 4], "little", signed=True)
+        raise OSError(code, "the kernel does not answer")
+    return attributes(reply[place + nd.genlmsghdr.itemsize : int(head["len"])])
