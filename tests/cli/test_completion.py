@@ -21,6 +21,7 @@ def test_a_script_knows_the_verbs_and_asks_for_names(vmq, shell: str) -> None:
     assert "snippet" in out
     assert "vmq __complete vms" in out
     assert "vmq __complete uplinks" in out
+    assert "ls /sys/class/net" in out
     assert "reset-statistics" in out
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.nic.doubles import Able, Unable, refused
 from vmq.abi.ethernet import mac_number
+from vmq.cli.nic import WIDTH
 from vmq.errors import VmqError
 from vmq.nic import steps
 from vmq.nic.steps import STEPS, Result, result_of
@@ -193,6 +194,7 @@ def test_an_error_of_ours_is_a_result_too() -> None:
 def test_names_are_unique_and_what_is_needed_is_what_the_uplink_uses() -> None:
     names = [trial.name for trial in STEPS]
     assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= WIDTH
     assert [trial.name for trial in STEPS if trial.needed] == [
         "driver", "link", "mtu", "queues", "programs", "native", "redirect", "copy", "tags", "pinned"
     ]  # fmt: skip

@@ -32,9 +32,8 @@ FILES = {
 }
 
 
-def _named(noun: str) -> dict[str, Any]:
-    """What a shell completes where the name of one of them stands."""
-    ask = f"vmq __complete {noun} 2>/dev/null"
+def _named(noun: str, ask: str) -> dict[str, Any]:
+    """What a shell completes where the name of one of them stands: the words that a command prints."""
     return {
         "bash": f"_vmq_complete_{noun}",
         "zsh": f"($({ask}))",
@@ -44,7 +43,8 @@ def _named(noun: str) -> dict[str, Any]:
     }
 
 
-VMS, UPLINKS = _named("vms"), _named("uplinks")
+VMS, UPLINKS = (_named(noun, f"vmq __complete {noun} 2>/dev/null") for noun in ("vms", "uplinks"))
+DEVICES = _named("devices", "ls /sys/class/net")
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,20 +11,23 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from vmq.cli.grammar import Verbs, add_json, add_verb
+from vmq.cli.grammar import DEVICES, Verbs, add_json, add_verb, offer
 from vmq.table import plain
 
 if TYPE_CHECKING:
     from vmq.nic import Step
 
-WIDTH = max(map(len, ("zero-copy-guest", "as-found")))
+WIDTH = len("zero-copy-guest")  # of a step's name, at most
 
 
 def add(verbs: Verbs) -> None:
     parser = add_verb(
         verbs, "nic", run, "what a NIC can do for vmq, step by step; it is left as it was found"
     )
-    parser.add_argument("device", metavar="DEVICE", help="the NIC; its traffic may pause for seconds")
+    option = parser.add_argument(
+        "device", metavar="DEVICE", help="the NIC; its traffic may pause for seconds"
+    )
+    offer(option, DEVICES)
     parser.add_argument(
         "--queue", metavar="N", type=_queue, default=0, help="which receive queue is tried (default: 0)"
     )
