@@ -140,6 +140,7 @@ class Table:
         if command == et.ETHTOOL_GRXCLSRLCNT:
             row["rule_cnt"], row["data"] = len(self.rules), et.RX_CLS_LOC_SPECIAL if self.finds else 0
         elif command == et.ETHTOOL_GRXCLSRLALL:
+            assert row["rule_cnt"] == len(self.rules), "mlx5 refuses to list more than it has"
             row["rule_locs"][: len(self.rules)] = sorted(self.rules)
             row["rule_cnt"], row["data"] = len(self.rules), self.size
         elif command == et.ETHTOOL_SRXCLSRLINS:

@@ -111,7 +111,9 @@ def place_for_rule(device: str) -> int:
         if int(told["data"]) & et.RX_CLS_LOC_SPECIAL:
             return et.RX_CLS_LOC_ANY
         listed = np.zeros(1, et.rxnfc_all)
-        listed["rule_cnt"] = et.RULES_MAX
+        listed["rule_cnt"] = min(
+            int(told["rule_cnt"]), et.RULES_MAX
+        )  # some drivers look for as many as are asked for
         known = _ask(asked, device, listed, et.ETHTOOL_GRXCLSRLALL)[0]
         taken = {int(place) for place in known["rule_locs"][: int(known["rule_cnt"])]}
         for place in range(int(known["data"]) - 1, -1, -1):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,10 +72,30 @@ def test_a_link_that_comes_back_late_is_waited_for() -> None:
     assert last.verdict == "pass"
 
 
+@pytest.fixture
+def handlers() -> Iterator[dict[signal.Signals, Any]]:
+    """The usual ones: a shell has those ignore the keyboard whom it started beside itself."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in examination.SIGNALS}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_who_ignores_a_signal_still_does(handlers: dict[signal.Signals, Any]) -> None:
+    """As nohup has it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with held() as look:
+        os.kill(os.getpid(), signal.SIGHUP)
+        look()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize(
     ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)]
 )  # fmt: skip
-def test_a_signal_waits_until_the_step_is_over(number: signal.Signals, raised: type[BaseException]) -> None:
+def test_a_signal_waits_until_the_step_is_over(
+    number: signal.Signals, raised: type[BaseException], handlers: dict[signal.Signals, Any]
+) -> None:
     nic, before = Able(), signal.getsignal(number)
 
     def interrupted(one: Any, _: Any) -> Result:
@@ -163,6 +184,39 @@ def test_a_veth_has_what_direct_placement_needs_and_is_left_as_it_was() -> None:
     assert "Operation not supported" in said["zero-copy"]["found"]
     assert "rx-vlan-hw-parse" in said["tags"]["found"]
     assert after == before
+
+
+@pytest.mark.root
+def test_a_tap_takes_programs_and_has_no_carrier_while_nobody_holds_it() -> None:
+    with Namespace("host") as host:
+        host.run("ip", "tuntap", "add", "dev", "v0", "mode", "tap")
+        host.up("v0")
+        before = stands(host)
+        said = asked(host)
+        after = stands(host)
+
+    assert said["ready"] is False
+    assert (said["link"]["verdict"], said["link"]["found"]) == ("fail", "it is down")
+    assert said["driver"]["found"] == "tun, tap; an uplink on it needs prepared = true"
+    for name in ("native", "copy", "redirect", "transmit", "tags", "as-found"):
+        assert said[name]["verdict"] == "pass"
+    assert after == before
+
+
+@pytest.mark.root
+def test_a_driver_that_refuses_a_program_has_the_kernels_behind_it() -> None:
+    """A veth takes none while frames of its other end do not fit into a page."""
+    with Namespace("host") as host, Namespace("peer") as peer:
+        host.veth("v0", peer, "v1")
+        peer.run("ip", "link", "set", "v1", "mtu", "9000")
+        said = asked(host)
+
+    assert said["ready"] is False
+    assert said["native"]["remedy"] == "A smaller MTU, here or at its other end"
+    assert [said[name]["verdict"] for name in ("native", "generic", "copy", "zero-copy", "as-found")] == [
+        "fail", "pass", "pass", "skip", "pass"
+    ]  # fmt: skip
+    assert "generic program" in said["copy"]["found"]
 
 
 @pytest.mark.root

@@ -68,9 +68,13 @@ def refuse(nic: Nic, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[Callable[[], None]]:
-    """Signals wait until the function that is given here is called: it raises what they would have."""
+    """Signals wait until the function that is given here is called: it raises what they would have. Who ignores one, still does."""
     came: list[int] = []
-    before = {number: signal.signal(number, lambda now, _: came.append(now)) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, lambda now, _: came.append(now))
+        for number in SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
 
     def look() -> None:
         if came:

@@ -21,7 +21,7 @@ from vmq.abi.ethernet import mac_number
 from vmq.config import cpu_text
 from vmq.direct.socket import CHUNK
 from vmq.engine.directing import MTU_MAX
-from vmq.errors import VmqError
+from vmq.errors import HostError, VmqError
 from vmq.nic.device import Nic
 from vmq.uplink.xdp_device import STRAIGHT
 
@@ -198,7 +198,7 @@ def zero_copy_huge(nic: Nic, so_far: Results) -> Result:
 
 def _zero_copy(nic: Nic, so_far: Results, chunk: int, *, huge: bool) -> Result:
     if so_far["native"].verdict != PASS:
-        return skipped("the driver has no program")
+        return skipped("no program can be on the driver")
     said = nic.abilities()
     hint = "" if said is None or "xsk-zerocopy" in said else "; the driver does not say that it can"
     try:
@@ -218,8 +218,11 @@ def tags(nic: Nic, _: Results) -> Result:
 
 
 def ntuple(nic: Nic, _: Results) -> Result:
-    with nic.choosing() as was:
-        count = nic.rules()
+    try:
+        with nic.choosing() as was:
+            count = nic.rules()
+    except HostError as error:
+        return failed(error.wrong, NEVER)
     return passed(f"{'on' if was else 'can be switched on'}; {count} in its table")
 
 
