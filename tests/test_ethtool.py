@@ -140,7 +140,7 @@ class Table:
         if command == et.ETHTOOL_GRXCLSRLCNT:
             row["rule_cnt"], row["data"] = len(self.rules), et.RX_CLS_LOC_SPECIAL if self.finds else 0
         elif command == et.ETHTOOL_GRXCLSRLALL:
-            assert row["rule_cnt"] == len(self.rules), "mlx5 refuses to list more than it has"
+            assert row["rule_cnt"] == len(self.rules), "mlx5 fails when it is asked for more than it has"
             row["rule_locs"][: len(self.rules)] = sorted(self.rules)
             row["rule_cnt"], row["data"] = len(self.rules), self.size
         elif command == et.ETHTOOL_SRXCLSRLINS:
@@ -180,6 +180,9 @@ def test_a_full_table_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     table.rules = {0: (bytes(6), 0), 1: (bytes(6), 0)}
     monkeypatch.setattr(ethtool, "_ask", table)
     with pytest.raises(OSError, match="no free place"):
+        place_for_rule("eth1")
+    table.rules = dict.fromkeys(range(et.RULES_MAX + 1), (bytes(6), 0))
+    with pytest.raises(OSError, match="4097 rules, too many"):
         place_for_rule("eth1")
 
 

@@ -110,10 +110,10 @@ def place_for_rule(device: str) -> int:
         told = _ask(asked, device, np.zeros(1, et.rxnfc), et.ETHTOOL_GRXCLSRLCNT)[0]
         if int(told["data"]) & et.RX_CLS_LOC_SPECIAL:
             return et.RX_CLS_LOC_ANY
-        listed = np.zeros(1, et.rxnfc_all)
-        listed["rule_cnt"] = min(
-            int(told["rule_cnt"]), et.RULES_MAX
-        )  # some drivers look for as many as are asked for
+        listed, count = np.zeros(1, et.rxnfc_all), int(told["rule_cnt"])
+        if count > et.RULES_MAX:  # what is not read might be overwritten
+            raise OSError(errno.E2BIG, f"the table has {count} rules, too many to look through")
+        listed["rule_cnt"] = count  # some drivers look for as many as are asked for, and fail
         known = _ask(asked, device, listed, et.ETHTOOL_GRXCLSRLALL)[0]
         taken = {int(place) for place in known["rule_locs"][: int(known["rule_cnt"])]}
         for place in range(int(known["data"]) - 1, -1, -1):
