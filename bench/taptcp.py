@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP between two namespaces, by a TAP uplink of the engine, and by a Linux bridge and TAPs, in turn.
 
-    vmq      iperf3 ─ TAP of the engine ─► engine ─► guest ─ its TAP ─ iperf3
+    vmq      iperf3 ─ TAP of the engine ─► engine ─► guest ─ its TAP ─ iperf3        switched, and in direct placement
     bridge   iperf3 ─ veth ─ Linux bridge ─ TAP ─► a program that reads and writes ─ its TAP ─ iperf3
 
 The engine has its processor; everything else is on the other one. The guest is tapguest.py, and so is the program that stands
@@ -18,10 +18,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import quiet
 from bench.delivery import RefusedError
+from bench.direct import placed_as
 from bench.quiet import say
 from bench.stats import Figure, Measure
 from bench.systems import ENGINE_CPU, GUEST_CPU, mac
@@ -72,18 +74,20 @@ def between(namespace: Namespace, folder: Path, *arguments: str) -> int:
 
 
 @contextlib.contextmanager
-def vmq() -> Iterator[Way]:
+def vmq(placement: str) -> Iterator[Way]:
     """The engine's TAP here, the guest's there."""
     with tempfile.TemporaryDirectory(prefix="vmq-bench-") as name:
         folder = Path(name)
         text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n'
         text += f'[uplink.lan]\nkind = "tap"\ndevice = "{UPLINK}"\n'
         text += f'[vm.v]\nsocket = "{folder}/v.sock"\nmac = "{mac(0)}"\nuplink = "lan"\nqueue_pairs = 1\n'
+        text += f'placement = "{placement}"\n'
         with namespaces() as (here, there), EngineProcess(folder, text, here) as engine:
             between(there, folder, "--socket", str(folder / "v.sock"), "--mac", mac(0))
             there.run("ip", "link", "set", INSIDE, "address", mac(0))
             here.address(UPLINK, f"{HERE}/24")
             there.address(INSIDE, f"{THERE}/24")
+            until(lambda: placed_as(engine) == placement, f"{placement} placement")
             yield Way(here, there, engine.pid)
 
 
@@ -108,7 +112,11 @@ def bridge() -> Iterator[Way]:
             yield Way(here, there, pid)
 
 
-WAYS = {"vmq": (vmq, "the engine's"), "bridge": (bridge, "the reader's")}
+WAYS = {
+    "vmq": (partial(vmq, "switched"), "the engine's"),
+    "vmq, direct": (partial(vmq, "direct"), "the engine's"),
+    "bridge": (bridge, "the reader's"),
+}
 
 
 def stream(way: Way, direction: str) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.test_placement import ADJACENT, NODES, ONE_CORE, UNKNOWN, config, vm, vms
 from vmq.cli.show import COLUMNS
-from vmq.config import AnyUplink, Config, Memory, Packet, Vm
+from vmq.config import AnyUplink, Config, Memory, Packet, Tap, Vm, Xdp
 from vmq.forecast import FAR_NIC, OVERLAP, TOO_FEW, forecast
 from vmq.placement import plan
 from vmq.topology import Topology
@@ -43,9 +43,9 @@ def test_a_row_has_the_words_of_show_and_says_why():
         "queue_pairs": 16,
         "processors": [2],
         "placement": {
-            "requested": None,
+            "requested": "switched",
             "effective": "switched",
-            "why": "an uplink of kind memory has no queue for each VM, so the engine writes the frames",
+            "why": "the engine writes the frames: nothing else is asked for",
         },
         "shares_with": ["c"],
         "why": "the fewest VMs of 2,4",
@@ -235,3 +235,19 @@ def test_who_goes_without_a_receive_queue_is_named():
     ]
     enough = config({"lan": Memory(queues=3), "wan": Memory()}, tuple(range(5)), **ports)
     assert not [one for one in told(enough, UNKNOWN)["notes"] if one["subject"].startswith("uplink")]
+
+
+@pytest.mark.parametrize(
+    ("uplink", "asked", "effective", "why"),
+    [
+        (Xdp(device="eth1"), "direct", "direct", "nothing is in the way"),
+        (Tap(device="tap1"), "auto", "auto", "nothing is in the way"),
+        (Xdp(device="eth1"), "switched", "switched", "nothing else is asked for"),
+        (Memory(), "direct", "switched", "kind memory has no way"),
+    ],
+)
+def test_who_is_to_write_frames_is_told(uplink: AnyUplink, asked: str, effective: str, why: str) -> None:
+    of = config({"lan": uplink}, (2, 4), a=vm(1, uplink="lan", placement=asked))
+    found = told(of, ADJACENT)["vms"][0]["placement"]
+    assert (found["requested"], found["effective"]) == (asked, effective)
+    assert why in found["why"]

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from vmq.config import Config, cpu_text
+from vmq.config import Config, Vm, cpu_text
 from vmq.dynamic import first_holders
 from vmq.placement import Plan, Reach, free_cores, node_of, reach_of
 from vmq.topology import Topology
@@ -30,6 +30,7 @@ from vmq.topology import Topology
 Row = dict[str, Any]
 
 # Why a note matters: vmq doctor says the same of the same, in these words.
+DIRECT = ("xdp", "tap")  # kinds of uplinks with a way for each VM
 OVERLAP = "each takes time from the other, unpredictably"
 HOSTS_CORE = "a worker that is busy takes the processor away from the host's own work, and waits for it"
 ONE_CORE = "two workers on one physical core have the speed of little more than one"
@@ -70,20 +71,26 @@ def vm_row(name: str, config: Config, plan: Plan) -> Row:
         "uplink": vm.uplink,
         "queue_pairs": vm.queue_pairs,
         "processors": [place.cpu],
-        "placement": placement(config, vm.uplink),
+        "placement": placement(config, vm),
         "shares_with": plan.neighbours(name),
         "why": place.why,
     }
 
 
-def placement(config: Config, uplink: str | None) -> Row:
-    """Who will write the payload to guest memory."""
-    if uplink is None:
+def placement(config: Config, vm: Vm) -> Row:
+    """Who is to write the payload to guest memory; whether the kernel can is seen when it runs."""
+    asked = vm.placement
+    kind = config.uplinks[vm.uplink].kind if vm.uplink is not None else None
+    if kind is None:
         why = "its frames come from other VMs, so the engine writes them"
+    elif asked == "switched":
+        why = "the engine writes the frames: nothing else is asked for"
+    elif kind in DIRECT:
+        why = "the kernel writes the frames where nothing is in the way: vmq show settings says what is"
+        return {"requested": asked, "effective": asked, "why": why}
     else:
-        kind = config.uplinks[uplink].kind
-        why = f"an uplink of kind {kind} has no queue for each VM, so the engine writes the frames"
-    return {"requested": None, "effective": "switched", "why": why}
+        why = f"an uplink of kind {kind} has no way for each VM, so the engine writes the frames"
+    return {"requested": asked, "effective": "switched", "why": why}
 
 
 def processor_row(cpu: int, topology: Topology, plan: Plan) -> Row:

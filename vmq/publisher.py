@@ -63,6 +63,8 @@ class QueueEntry:
     late: bool = False
     direct: int = 0
     led: int = 0
+    tap: int = state.NONE
+    straight: bool = False
 
 
 _QUEUE = [one.name for one in fields(QueueEntry)]
@@ -347,7 +349,7 @@ class _Builder:
         for index, one in enumerate(port.queues):
             if (one.gap or one.gather) and one.former == state.NONE:
                 self.moderated[one.worker].append(port.first_queue + index)
-            if one.direct:
+            if one.direct or one.tap != state.NONE:
                 self.directs[one.worker].append(port.first_queue + index)
         for index, pair in port.rings.items():
             for direction, ring in enumerate(pair):

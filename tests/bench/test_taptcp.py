@@ -24,7 +24,9 @@ def test_bytes_arrive_by_both_ways_in_both_directions(monkeypatch: pytest.Monkey
     figures = taptcp.tap_tcp(1)
 
     assert {name.partition(":")[0] for name in figures} == {
-        f"{way}, {direction} the guest" for way in ("vmq", "bridge") for direction in ("to", "from")
+        f"{way}, {direction} the guest"
+        for way in ("vmq", "vmq, direct", "bridge")
+        for direction in ("to", "from")
     }
     assert all(figure.median > 0 for figure in figures.values())
     assert not [one for one in NAMESPACES.iterdir() if one.name.startswith(f"vmq-{os.getpid()}-")]

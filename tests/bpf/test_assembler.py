@@ -65,7 +65,7 @@ def test_loads_and_stores_of_every_size(size: int, load: int, store: int, value:
 
 @pytest.mark.parametrize(("operation", "with_value", "with_register"), [
     ("=", 0xB7, 0xBF), ("+=", 0x07, 0x0F), ("-=", 0x17, 0x1F), ("*=", 0x27, 0x2F), ("|=", 0x47, 0x4F), ("&=", 0x57, 0x5F),
-    ("<<=", 0x67, 0x6F), (">>=", 0x77, 0x7F), ("^=", 0xA7, 0xAF),
+    ("<<=", 0x67, 0x6F), (">>=", 0x77, 0x7F), ("%=", 0x97, 0x9F), ("^=", 0xA7, 0xAF),
 ])  # fmt: skip
 def test_arithmetic_with_values_and_registers(operation: str, with_value: int, with_register: int):
     code = Code()

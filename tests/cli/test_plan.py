@@ -44,7 +44,7 @@ left out: 0-1, left to the host
 left out: 3,5, second threads of a core
 
 capacity of engine: 2 processors for 3 VMs: chosen from 6 allowed: 6 - 2 left to the host - 2 second threads of a core = 2
-placement switched: an uplink of kind packet has no queue for each VM, so the engine writes the frames
+placement switched: the engine writes the frames: nothing else is asked for
 placement switched: its frames come from other VMs, so the engine writes them
 D08 processor 2: web, build share it: when all are busy in all their queue pairs, each gets 1 burst of 2. \
 Remedy: none: this host has no other core for vmq
@@ -82,7 +82,7 @@ def test_in_json_it_has_the_words_of_show(vmq, file: Path, six: str) -> None:
         ("db", [4]),
         ("build", [2]),
     ]
-    assert found["vms"][0]["placement"]["requested"] is None
+    assert found["vms"][0]["placement"]["requested"] == "switched"
     assert found["notes"][0]["code"] == "D08"
 
 

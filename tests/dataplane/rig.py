@@ -302,7 +302,8 @@ class Vm:
         self.vlan, self.uplink, self.workers = vlan, uplink, workers
         self.former, self.shared, self.generation = state.NONE, False, 1
         self.gap = self.gather = self.keep = 0
-        self.oldest = False
+        self.oldest = self.straight = False
+        self.tap = state.NONE
         self.memory = Memory(regions)
         self.queues: list[tuple[Virtqueue, Virtqueue]] = [
             (Virtqueue(self.memory, size, features, True), Virtqueue(self.memory, size, features, False))
@@ -329,6 +330,8 @@ class Vm:
                     self.gather,
                     self.keep,
                     self.oldest,
+                    tap=self.tap,
+                    straight=self.straight,
                 )
                 for worker in self.workers
             ),

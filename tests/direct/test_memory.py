@@ -116,3 +116,17 @@ def test_a_file_that_becomes_shorter_is_seen(files: list[int]) -> None:
     os.ftruncate(files[0], PAGE)
     assert memory.is_torn()
     memory.close()
+
+
+def test_a_page_that_is_not_there_when_all_are_taken_was_given_back(files: list[int]) -> None:
+    memory = GuestMemory((Region(0, 3 * PAGE, 0, 0, files[0]),))
+    at(memory.address, memory.size, np.uint8)[::PAGE] = 7
+    memory.registered()
+    assert not memory.is_torn()
+    memory.close()
+    memory = GuestMemory((Region(0, 3 * PAGE, 0, 0, files[0]),))
+    punch(files[0], PAGE)
+    assert not memory.is_torn()
+    memory.registered()
+    assert memory.is_torn()
+    memory.close()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 
 from tests.dataplane.harness_wire import Round, plain
+from tests.hostile.arena import until
 from tests.vm.lab.netns import Namespace
+from vmq.abi.ethernet import mac_number
+from vmq.abi.linux import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF
 from vmq.config.records import Tap
 from vmq.errors import ConfigError
 from vmq.uplink import link
@@ -56,7 +61,7 @@ def test_a_tap_is_made_and_goes_away(host: Namespace, workers: int) -> None:
             1400,
             workers,
         )
-        features = ["tap", "no_pi", "vnet_hdr"] + ["multi_queue"] * (workers > 1)
+        features = ["tap", "no_pi", "vnet_hdr", "multi_queue"]
         assert [setting["effective"] for setting in told["settings"]] == ["vmqtap0", 1400, None, features, 12]
         assert all(setting["why"] == "" for setting in told["settings"])
         assert len({*uplink.descriptors()}) == workers
@@ -212,3 +217,101 @@ def test_a_device_that_is_down_takes_nothing(host: Namespace) -> None:
         worker.transmit(uplink.lanes[0])
         assert worker.drops(uplink.lanes[0]) == {"to_wire_error": 1}
         assert host.call(uplink.status)["state"] == "down"
+
+
+# --- queues of VMs -------------------------------------------------------------------------------------------
+
+A, B = mac_number("52:54:00:00:00:01"), mac_number("52:54:00:00:00:03")
+
+
+def read_all(descriptor: int) -> list[bytes]:
+    frames = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frames.append(os.read(descriptor, 4000)[12:])
+    return frames
+
+
+def to(number: int) -> bytes:
+    """A frame to 52:54:00:00:00:`number`."""
+    return plain(number)[:5] + bytes([number]) + plain(number)[6:]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_vms_queue_gets_the_frames_to_its_addresses_and_no_others(host: Namespace, workers: int) -> None:
+    with closing(opened(host, workers)) as uplink, host_socket(host) as kernel:
+        queues = [host.call(uplink.own_queue) for _ in range(2)]
+        assert [(number, fresh) for number, _, fresh in queues] == [(workers, True), (workers + 1, True)]
+        uplink.lead({(A, 0): workers, (B, 0): workers + 1})
+        for number in (1, 3, 5, 3):
+            kernel.send(to(number))
+        assert [read_all(descriptor) for _, descriptor, _ in queues] == [[to(1)], [to(3), to(3)]]
+        assert [frame for row in uplink.lanes for frame in read_all(int(row["fd"]))] == [to(5)]
+        told = host.call(uplink.status)
+        assert (told["queues"], told["verdicts"]) == (workers + 2, {"own_queue": 3, "ordinary": 1})
+
+
+def test_a_queue_that_is_given_back_is_empty_and_the_next_vms(host: Namespace) -> None:
+    with closing(opened(host)) as uplink, host_socket(host) as kernel:
+        (first, _, _), (second, other, _) = (host.call(uplink.own_queue) for _ in range(2))
+        uplink.lead({(A, 0): first, (B, 0): second})
+        kernel.send(to(1))
+        uplink.lead({(B, 0): second})
+        uplink.give_back(first)
+        number, descriptor, fresh = host.call(uplink.own_queue)
+        assert (number, fresh) == (first, False)
+        uplink.lead({(A, 0): number, (B, 0): second})
+        assert read_all(descriptor) == []
+        kernel.send(to(3))
+        kernel.send(to(1))
+        assert (read_all(descriptor), read_all(other)) == ([to(1)], [to(3)])
+
+
+def test_a_device_that_stays_asks_no_program_of_ours_and_one_queue_is_all_that_some_have(
+    host: Namespace,
+) -> None:
+    host.run("ip", "tuntap", "add", "vmqtap0", "mode", "tap", "multi_queue")
+    with closing(opened(host)) as uplink:
+        host.call(uplink.own_queue)
+        assert uplink.several
+    host.run("ip", "tuntap", "add", "single0", "mode", "tap")
+    with closing(opened(host, device="single0")) as uplink:
+        assert not uplink.several
+        with pytest.raises(OSError, match="busy"):
+            host.call(uplink.own_queue)
+
+
+def test_whoever_else_has_queues_of_the_device_is_seen(host: Namespace) -> None:
+    """Numbers of queues change when they go, so before that they are refused, and afterwards none of ours count."""
+    with closing(opened(host)) as uplink:
+        assert "somebody has it open" in refusal(host)
+        host.call(uplink.own_queue)
+        host.call(uplink.tick)
+        assert not uplink.shared
+        with closing(Namesake(host)):
+            until(lambda: looked(host, uplink))
+        assert looked(host, uplink)
+        with pytest.raises(OSError, match="somebody else has queues"):
+            host.call(uplink.own_queue)
+
+
+def looked(host: Namespace, uplink: TapUplink) -> bool:
+    host.call(uplink.tick)
+    return uplink.shared
+
+
+class Namesake:
+    """Another program with a queue of the same device."""
+
+    def __init__(self, host: Namespace) -> None:
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE
+
+        def attach() -> int:
+            descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            fcntl.ioctl(descriptor, TUNSETIFF, link.interface_request("vmqtap0", flags))
+            return descriptor
+
+        self._descriptor = host.call(attach)
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -86,7 +86,8 @@ BPF_IMM, BPF_MEM = 0x00, 0x60
 BPF_K, BPF_X = 0x00, 0x08
 BPF_TO_BE = 0x08
 BPF_OPERATIONS = {
-    "+=": 0x00, "-=": 0x10, "*=": 0x20, "|=": 0x40, "&=": 0x50, "<<=": 0x60, ">>=": 0x70, "^=": 0xA0, "=": 0xB0
+    "+=": 0x00, "-=": 0x10, "*=": 0x20, "|=": 0x40, "&=": 0x50, "<<=": 0x60, ">>=": 0x70, "%=": 0x90, "^=": 0xA0,
+    "=": 0xB0
 }  # fmt: skip
 BPF_END = 0xD0
 BPF_CONDITIONS = {
@@ -110,6 +111,26 @@ xdp_md = layout(
     ("ingress_ifindex", u32),
     ("rx_queue_index", u32),
     ("egress_ifindex", u32),
+)
+
+# struct __sk_buff as a socket filter reads it, up to `hash`. The tag that the kernel has taken out of the frame stands in `vlan_*`,
+# its TPID in network byte order.
+sk_buff = layout(
+    72,
+    ("len", u32),
+    ("pkt_type", u32),
+    ("mark", u32),
+    ("queue_mapping", u32),
+    ("protocol", u32),
+    ("vlan_present", u32),
+    ("vlan_tci", u32),
+    ("vlan_proto", u32),
+    ("priority", u32),
+    ("ingress_ifindex", u32),
+    ("ifindex", u32),
+    ("tc_index", u32),
+    ("cb", u32, (5,)),
+    ("hash", u32),
 )
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TCX_NEXT = -1

@@ -28,6 +28,7 @@ from vmq.control.owned import of_owners
 from vmq.doctor.finding import listed
 from vmq.engine.changes import OpenedUplink
 from vmq.engine.engine import Engine
+from vmq.engine.tier import LED
 from vmq.engine.vm import DEFAULT_MTU, Vm
 from vmq.uplink.base import setting
 from vmq.worker import Worker
@@ -222,8 +223,8 @@ def _written_by(vm: Vm) -> Row:
         )
     directing, asked = vm.engine.directing, vm.config.placement
     stage = directing.stage(vm)
-    if stage == "led":
-        return setting("placement", asked, "direct", "")
+    if stage == LED:
+        return setting("placement", asked, "direct", directing.words(vm))
     why = directing.obstacle(vm) or directing.whys.get(vm.name, "") or f"on its way: {stage}"
     return setting("placement", asked, "switched", why if asked != "switched" else "")
 

@@ -18,7 +18,7 @@ def rx_burst(t: Any, w: Any, lane: Any, state: Any, books: int) -> int:
     """Frames from the wire into w["frames"] (w["frame_count"] of them); whether there was anything."""
     taken = int64(0)
     if lane["kind"] == LANE_TAP:
-        taken = tap_receive(t, w, lane, state)
+        taken = tap_receive(t, w, lane, state, int64(lane["fd"]))
     elif lane["kind"] == LANE_PACKET:
         taken = packet_receive(t, w, lane, state)
     elif lane["kind"] == LANE_XDP:
@@ -26,12 +26,26 @@ def rx_burst(t: Any, w: Any, lane: Any, state: Any, books: int) -> int:
     elif lane["kind"] == LANE_REPLAY:
         taken = replay_receive(t, w, lane, state)
         state["frames_from_wire"] += taken
+    sign(w, lane, books)
+    return taken
+
+
+@kernel
+def own_burst(t: Any, w: Any, lane: Any, state: Any, books: int, descriptor: int) -> int:
+    """The same from a VM's own queue of a TAP, by the lane of this worker."""
+    taken = tap_receive(t, w, lane, state, descriptor)
+    sign(w, lane, books)
+    return taken
+
+
+@kernel
+def sign(w: Any, lane: Any, books: int) -> None:
+    """Say of the frames of a round where they come from."""
     frames = at(w["frames"], FRAMES, frame)
     for index in range(w["frame_count"]):
         frames[index]["account"] = books
         frames[index]["source"] = NONE
         frames[index]["uplink"] = lane["uplink"]
-    return taken
 
 
 @kernel

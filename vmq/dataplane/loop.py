@@ -209,7 +209,8 @@ def prepare_sleep(t: Any, w: Any) -> int:
     directs = at(t["directs"], max(int64(t["direct_count"]), 1), np.int64)
     for place in range(mine["direct_first"], mine["direct_first"] + mine["direct_count"]):
         # Its driver does not kick for receive buffers, and without one nothing lands that would wake us.
-        if at(queues[directs[place]]["direct"], 1, direct_queue)[0]["posted"] < FEW:
+        given = int64(queues[directs[place]]["direct"])
+        if given != 0 and at(given, 1, direct_queue)[0]["posted"] < FEW:
             timeout = sooner(timeout, POLL_WAIT_MS)
     store_release(w, "sleeping", 1)
     # us: write sleeping, then read rings and tables | another worker, control: write those, then read sleeping.

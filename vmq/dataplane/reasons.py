@@ -39,6 +39,10 @@ DROPS: tuple[tuple[str, str], ...] = (
     ("runt", "the frame from the wire is shorter than an Ethernet header"),
     ("from_wire_too_long", "the frame from the wire is longer than its buffer or the MTU"),
     ("from_wire_offload", "checksum or segmentation metadata from the wire does not fit the frame"),
+    (
+        "from_wire_astray",
+        "the frame stood in a VM's own queue of the TAP, and no receive filter of that VM names it",
+    ),
     ("handover_full", "the ring to the processor of the destination, or to the default queue, is full"),
     ("handover_moved", "the receive queue was paused or freed while the frame was on its way"),
     ("to_wire_full", "the uplink takes no more frames now"),
@@ -72,6 +76,7 @@ DROP_COUNT = 32  # columns of the counters; room for the names to come
     RUNT,
     FROM_WIRE_TOO_LONG,
     FROM_WIRE_OFFLOAD,
+    FROM_WIRE_ASTRAY,
     HANDOVER_FULL,
     HANDOVER_MOVED,
     TO_WIRE_FULL,

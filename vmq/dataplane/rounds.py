@@ -27,7 +27,7 @@ from vmq.dataplane.handover import (
     parcels_waiting,
     ring_of,
 )
-from vmq.dataplane.lanes import rx_burst, tx_burst
+from vmq.dataplane.lanes import own_burst, rx_burst, tx_burst
 from vmq.dataplane.moderate import indicate
 from vmq.dataplane.observe import captures_of
 from vmq.dataplane.overload import fill
@@ -66,6 +66,7 @@ from vmq.dataplane.state import (
     vport,
 )
 from vmq.dataplane.steer import ruled, steer
+from vmq.dataplane.straight import straight
 from vmq.dataplane.to_guest import EXPECT_STEPS, expect
 from vmq.jit import (
     at,
@@ -134,6 +135,15 @@ def lane_round(t: Any, w: Any, number: int) -> int:
     first = int64(state["cursor"])
     account = int64(shared["lane_state"]) + number * LANE_STATE + LANE_ACCOUNT
     taken = rx_burst(t, w, row, state, account)
+    switch(t, w, row)
+    if row["lossless"]:
+        keep_backlog(t, w, row, state, first, 0)
+    return taken
+
+
+@kernel
+def switch(t: Any, w: Any, row: Any) -> None:
+    """Steer and deliver what a lane has brought."""
     rules = ruled(t, int64(row["uplink"]))
     frames = at(w["frames"], FRAMES, frame)
     far = t["bucket_mask"] >= FAR
@@ -142,9 +152,6 @@ def lane_round(t: Any, w: Any, number: int) -> int:
             expect_filter(t, frames[index + FILTER_AHEAD])
         steer(t, w, index, 0, row["forward_link_local"], rules)
     finish(t, w, row["lossless"], 0)
-    if row["lossless"]:
-        keep_backlog(t, w, row, state, first, 0)
-    return taken
 
 
 @kernel
@@ -235,6 +242,29 @@ def guest_round(t: Any, w: Any, number: int) -> int:
 
 
 @kernel
+def own_round(t: Any, w: Any, number: int) -> int:
+    """One burst from the own queue of receive queue `number` in a TAP; whether anything moved.
+
+    What finds no buffer for the longest frame, and all where a VM is not to be direct now, goes the way of all others.
+    """
+    shared = at(w["engine"], 1, engine)[0]
+    queues = at(t["queues"], t["queue_count"], queue)
+    ports = at(t["vports"], t["vport_count"], vport)
+    place = int64(ports[queues[number]["vport"]]["first_lane"]) + int64(w["index"])
+    row = at(t["lanes"], t["lane_count"], lane)[place]
+    if not row["receives"]:
+        return 0
+    state = at(shared["lane_state"], MAX_LANES, lane_state)[place]
+    begin(w)
+    taken, other = straight(t, w, number, row, state)
+    if other:
+        account = int64(shared["lane_state"]) + place * LANE_STATE + LANE_ACCOUNT
+        taken += own_burst(t, w, row, state, account, int64(queues[number]["tap"]))
+        switch(t, w, row)
+    return taken
+
+
+@kernel
 def direct_round(t: Any, w: Any, number: int) -> int:
     """What the kernel has placed for receive queue `number`, and buffers for what it will; whether anything moved.
 
@@ -242,6 +272,8 @@ def direct_round(t: Any, w: Any, number: int) -> int:
     """
     shared = at(w["engine"], 1, engine)[0]
     row = at(t["queues"], t["queue_count"], queue)[number]
+    if row["tap"] != NONE:
+        return own_round(t, w, number)
     owner = int64(row["vport"])
     vq = at(t["virtqueues"], 2 * t["queue_count"], virtqueue)[2 * number]
     if not vq["running"] or at(shared["port_state"], MAX_VPORTS, port_state)[owner]["fault"] != NO_FAULT:

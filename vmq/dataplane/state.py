@@ -66,6 +66,9 @@ LED, LEAVING = 1, 2
 # Where a frame on the way through its pair was lost: no buffer, longer than one, no room or not this VM's.
 LOST_NO_BUFFER, LOST_TOO_LONG, LOST_PAIR, LOST = range(4)
 
+# --- a receive queue with its own queue of a TAP: its buffers take no frame of the longest kind; a frame was not its ---
+UNFIT_BUFFERS, UNFIT_FRAME = 1, 2
+
 # --- what a generic receive filter leads to, if not to a receive queue ---
 TO_DROP_QUEUE, TO_DEFAULT_QUEUE = -2, -3
 
@@ -100,7 +103,7 @@ tables = rows(
     ("polls", i64), ("poll_count", i64),  # i64 numbers of receive queues, worker after worker
     ("own_lanes", i64), ("own_lane_count", i64),  # i64 numbers of lanes, worker after worker
     ("moderated", i64), ("moderated_count", i64),  # i64 numbers of receive queues, worker after worker
-    ("directs", i64), ("direct_count", i64),  # the same of those that are direct
+    ("directs", i64), ("direct_count", i64),  # the same of those that are direct, or have a queue of a TAP
     ("timed", i64),  # 1: workers measure how long they work (work_ns), for a comparison
     ("frame_limit", i64),  # frames a round may take so that no flood overruns DELIVERIES
 )  # fmt: skip
@@ -129,6 +132,7 @@ queue = rows(
     ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
     ("keep", i64), ("oldest", i64),  # frames that may wait for buffers; 1: the oldest is dropped first (overload.py)
     ("direct", i64), ("led", i64),  # its `direct_queue`, 0 without; LED or LEAVING
+    ("tap", i64), ("straight", i64),  # descriptor of its own queue of a TAP, NONE without; 1: read straight into guest memory
     ("gap", i64), ("gather", i64),  # moderation (moderate.py): ns between indications, frames of one; 0: no limit
 )  # fmt: skip
 
@@ -299,6 +303,8 @@ queue_state = rows(  # the worker of the queue (handover_moved: its former one);
     ("frames_placed", i64), ("bytes_placed", i64),  # of those, by the kernel
     ("frames_from_guest", i64), ("bytes_from_guest", i64),
     ("indications", i64), ("suppressed", i64), ("put_off", i64), ("call_lost", i64), ("offered_to_guest", i64),
+    # Why frames of its own queue of a TAP are not read straight, UNFIT_*; control clears it while none are.
+    ("unfit", i64),
     ("batches", i64, (BATCH_BINS,)),
     ("to_guest_drops", i64, (DROP_COUNT,)),
     ("account", account),  # of what the guest sent

@@ -24,15 +24,15 @@ HEADER = net_hdr.itemsize
 
 
 @kernel
-def tap_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
-    """Read frames until there are none; reads that gave one."""
+def tap_receive(t: Any, w: Any, lane: Any, state: Any, descriptor: int) -> int:
+    """Read frames from a queue of the device until there are none; reads that gave one."""
     frames = at(w["frames"], FRAMES, frame)
     size = int64(lane["buffer_size"])
     limit = min(BURST, int64(t["frame_limit"]))
     taken = int64(0)
     while taken < limit:
         buffer = int64(lane["buffers"]) + taken * size
-        got = c_read(lane["fd"], buffer, size)
+        got = c_read(descriptor, buffer, size)
         if got <= 0:
             break
         taken += 1

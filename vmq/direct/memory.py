@@ -8,7 +8,7 @@ The regions that kernels translate with are mapped one by one (vhost/memory.py),
 The kernel pins the pages that are there when the memory is registered. One that a front-end gives back to the host (a balloon,
 free page reporting, virtio-mem, a shorter file) is another page when it is there again, and frames would land in the old one. No message
 says so, but the file does: it has fewer blocks as long as the page is not there. (Its times change when a guest touches a page for
-the first time, too; and a memfd gives no inotify events since Linux 6.14.) linux-fallocate.2
+the first time, too; and a memfd gives no inotify events since Linux 6.14.) linux-fallocate.2, linux-stat.2
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ import numpy.typing as npt
 from vmq import linux
 from vmq.dataplane.state import span
 from vmq.vhost.message import Region
+
+BLOCK = 512  # bytes: linux-stat.2, st_blocks
+
+
+def files_of(regions: Collection[Region]) -> frozenset[tuple[int, int]]:
+    """Device and inode of each."""
+    return frozenset(_file(region) for region in regions)
 
 
 def identity(regions: Collection[Region]) -> tuple[tuple[int, ...], ...]:
@@ -71,12 +78,13 @@ def pieces(regions: Collection[Region]) -> list[Piece]:
 
 
 class GuestMemory:
-    """`address`, `size`: the whole; `spans`: where each region lies in it."""
+    """`address`, `size`: the whole; `spans`: where each region lies in it; `files`: device and inode of each."""
 
     def __init__(self, regions: Collection[Region]) -> None:
         self._held = contextlib.ExitStack()
         self._files: dict[int, int] = {}  # descriptor → the most blocks it had
-        found = pieces(regions)
+        self._whole: dict[int, int] = {}  # descriptor → blocks with every page of its pieces
+        found, self.files = pieces(regions), files_of(regions)
         self.size = sum(piece.end - piece.first for piece in found)
         room = self.size + found[0].page
         start = linux.map_private(room)
@@ -87,16 +95,24 @@ class GuestMemory:
                 linux.map_over(
                     self.address + piece.place, piece.descriptor, piece.end - piece.first, piece.first
                 )
-                self._watch(piece.descriptor)
+                self._watch(
+                    piece.descriptor,
+                    sum(one.end - one.first for one in found if one.file == piece.file) // BLOCK,
+                )
         except OSError:
             self.close()
             raise
         self.spans = _spans(regions, found)
 
-    def _watch(self, descriptor: int) -> None:
+    def _watch(self, descriptor: int, whole: int) -> None:
         own = os.dup(descriptor)  # the session may close its own
         self._held.callback(os.close, own)
-        self._files[own] = 0
+        self._files[own], self._whole[own] = 0, whole
+
+    def registered(self) -> None:
+        """The kernel has every page of it by now: where one is not there, it was given back meanwhile."""
+        for descriptor, whole in self._whole.items():
+            self._files[descriptor] = max(self._files[descriptor], whole)
 
     def is_torn(self) -> bool:
         """Whether pages of it are not there that were when this was asked before."""
@@ -111,6 +127,7 @@ class GuestMemory:
         """Give it back; nobody looks there any more. It may be called again."""
         self._held.close()
         self._files.clear()
+        self._whole.clear()
 
 
 def _spans(regions: Collection[Region], found: Collection[Piece]) -> npt.NDArray[np.void]:

@@ -73,7 +73,7 @@ def never(why: str) -> Rule:
 
 
 _TABLE = "a VM has one active receive queue in this version, so there is no indirection table to be uneven"
-_DRIVER_VERSION = "placement switched, the only one of this version, asks nothing of a driver: a newer one would allow no more"
+_DRIVER_VERSION = "placement switched asks nothing of a driver; what direct placement misses, vmq show settings says of the VM's placement"
 
 CATALOGUE = (
     Entry("D01", "Members of a team add up their queues, but share processors", "plan", "error",

@@ -359,8 +359,8 @@ def inspected(see: Situation) -> list[Outcome]:
     if not bridged:
         return [
             not_applicable(
-                "every receive queue has placement switched in this version: no policy takes a better one away; "
-                "and no uplink joins a bridge"
+                "no uplink joins a bridge; what of vmq keeps a VM from direct placement, vmq show settings says "
+                "of its placement"
             )
         ]
     outcomes = [

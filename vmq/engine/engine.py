@@ -201,6 +201,7 @@ class Engine:
 
     def publish(self) -> None:
         """Publish what is; go on when every processor has adopted it."""
+        self.directing.prepare()
         uplinks = [UplinkEntry(one.number, self._lanes(name)) for name, one in self.uplinks.items()]
         filters = [queues.effects.entry for queues in self.queues.values()]
         self.segment.engine["polls"] = self.config.engine.idle == "poll"

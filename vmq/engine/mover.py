@@ -159,7 +159,7 @@ class Mover:
         """Change its entry; the journey, if it has one before it."""
         vm, pair = move.vm, move.pair
         if pair == 0 and (move.worker, move.shared) != (vm.worker, vm.queues[0].shared):
-            self.engine.directing.leave(vm, "its receive queue moves to another processor")
+            self.engine.directing.set_out(vm, move.worker)
         entry = vm.queues[pair]
         going = self._under_way.get((vm.number, pair))
         if going is not None:

@@ -231,6 +231,11 @@ class Vm:
         rows = self._counters()
         return int(rows["offered_to_guest"].sum()), int(rows["frames_from_guest"].sum())
 
+    def received(self) -> tuple[int, int]:
+        """Frames that its guest has got, and bytes of them, since it is there."""
+        rows = self._counters()
+        return int(rows["frames_to_guest"].sum()), int(rows["bytes_to_guest"].sum())
+
     def _counters(self) -> Rows:
         first = self.first_queue
         rows: Rows = self.engine.segment.rows["queue_state"][first : first + self.config.queue_pairs]

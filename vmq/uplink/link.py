@@ -40,6 +40,7 @@ class Link:
     mac: int
     programs: Mapping[str, int] = field(default_factory=dict)  # XDP programs that are there: where → id
     virtual: str = ""  # of which kind a device without hardware is, as "veth"; "" for a NIC
+    tap_queues: int = 0  # open queues of a TAP that may have several
 
 
 def index_of(device: str) -> int:
@@ -78,6 +79,9 @@ def _parse(reply: bytes) -> Link | None:
         return int.from_bytes(found.get(attribute, b""), "little")
 
     state = number(nd.IFLA_OPERSTATE)
+    about = attributes(found.get(nd.IFLA_LINKINFO, b""))
+    virtual = about.get(nd.IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+    data = attributes(about.get(nd.IFLA_INFO_DATA, b"")) if virtual == "tun" else {}
     return Link(
         index=int(body["index"]),
         name=found.get(nd.IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
@@ -88,11 +92,9 @@ def _parse(reply: bytes) -> Link | None:
         master=number(nd.IFLA_MASTER),
         promiscuity=number(nd.IFLA_PROMISCUITY),
         mac=number(nd.IFLA_ADDRESS),
+        virtual=virtual,
+        tap_queues=int.from_bytes(data.get(nd.IFLA_TUN_NUM_QUEUES, b""), "little"),
         programs={where: int.from_bytes(on[one], "little") for where, one in _PROGRAMS.items() if one in on},
-        virtual=attributes(found.get(nd.IFLA_LINKINFO, b""))
-        .get(nd.IFLA_INFO_KIND, b"")
-        .rstrip(b"\0")
-        .decode(errors="replace"),
     )
 
 

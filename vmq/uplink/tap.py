@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TAP device: the host's own stack, or a bridge of it, is at the other end.
 
-One queue a lane (IFF_MULTI_QUEUE with several), each a descriptor of /dev/net/tun in non-blocking mode. Frames carry
-the twelve-byte virtio header in little-endian order; TUNSETOFFLOAD 0 asks the host's stack to finish checksums and
-segments itself. A device that we made goes away with its last descriptor unless it is to persist; one that was there
+One queue a lane, each a descriptor of /dev/net/tun in non-blocking mode. Frames carry the twelve-byte virtio header in
+little-endian order; TUNSETOFFLOAD 0 asks the host's stack to finish checksums and segments itself. Behind the lanes' there may
+be queues of single VMs, filled by a program in the kernel (tap_steering.py): so a device that we make has several queues
+(IFF_MULTI_QUEUE), and one that we find may have one only, if one lane is enough. A device that we made goes away with its last descriptor unless it is to persist; one that was there
 before is taken out of the bridge it was put into, and stays. linux-if_tun.h
 """
 
@@ -13,10 +14,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from vmq import linux
 from vmq.abi.ethernet import ETH_HLEN, VLAN_HLEN
 from vmq.abi.linux import (
     IFF_MULTI_QUEUE,
@@ -38,9 +42,12 @@ from vmq.errors import HostError
 from vmq.uplink import link
 from vmq.uplink.base import ALIGN, check_device, refusing, setting
 from vmq.uplink.device import DeviceUplink
+from vmq.uplink.tap_steering import TapSteering
 
 CLONE = "/dev/net/tun"
 FEATURES = {"tap": IFF_TAP, "no_pi": IFF_NO_PI, "vnet_hdr": IFF_VNET_HDR, "multi_queue": IFF_MULTI_QUEUE}
+READ_MOST = 1 << 14  # frames of nobody: more than a queue of any length that is used
+LOOK_SECONDS = 1.0  # between two looks at what others have of the device
 LEAD = 4  # so that the frame behind the header begins on a boundary of 16 bytes
 
 _OPEN = {
@@ -72,6 +79,12 @@ class TapUplink(DeviceUplink):
         super().__init__(name, config, worker_count)
         self._joined = False
         self._made = False
+        self.several = True  # whether the device has more than one queue
+        self.shared = False  # whether somebody else has, or had, queues of it: numbers change
+        self._look = 0.0  # when that is looked at next
+        self.steering: TapSteering | None = None
+        self._own: list[int] = []  # descriptors of VMs' queues, by their number behind the lanes'
+        self._free: set[int] = set()  # numbers of those that are nobody's
         if config.bridge is not None:
             check_device(self.place("bridge"), config.bridge)
         try:
@@ -84,7 +97,7 @@ class TapUplink(DeviceUplink):
 
     @property
     def _flags(self) -> int:
-        return IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if len(self.lanes) > 1 else 0)
+        return IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if self.several else 0)
 
     def _open(self, worker_count: int) -> None:
         device, where = self.config.device, self.place("device")
@@ -98,21 +111,37 @@ class TapUplink(DeviceUplink):
         known = link.describe(before) if before else None
         if known is not None and known.kind != ARPHRD_ETHER:
             raise HostError(where, f"{device} is no Ethernet device", "Choose another name")
+        if known is not None and known.tap_queues:
+            raise HostError(
+                where, f"cannot open the TAP {device}: somebody has it open", _ATTACH[errno.EBUSY]
+            )
         remedies = {
             **_ATTACH,
-            errno.EINVAL: f"Choose another name: {device} is no TAP, or one with "
-            + ("a single queue" if worker_count > 1 else "several queues"),
+            errno.EINVAL: f"Choose another name: {device} is no TAP"
+            + (", or one with a single queue" if worker_count > 1 else ""),
         }
         for row in self.lanes:
             with refusing(where, f"cannot open {CLONE}", _OPEN, _OPEN[errno.ENOENT]):
                 row["fd"] = os.open(CLONE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             with refusing(where, f"cannot open the TAP {device}", remedies, remedies[errno.EINVAL]):
-                fcntl.ioctl(int(row["fd"]), TUNSETIFF, link.interface_request(device, self._flags))
+                self._attach(int(row["fd"]), alone=worker_count == 1)
                 self._made = not before
+                TapSteering.detach(int(row["fd"]))  # one of an engine that crashed
                 fcntl.ioctl(int(row["fd"]), TUNSETVNETHDRSZ, _int(net_hdr.itemsize))
                 fcntl.ioctl(int(row["fd"]), TUNSETVNETLE, _int(1))
                 fcntl.ioctl(int(row["fd"]), TUNSETOFFLOAD, 0)
         self.index = link.index_of(device)
+
+    def _attach(self, descriptor: int, *, alone: bool = False) -> None:
+        """Make a descriptor the next queue of the device; `alone`: one is enough, where the device has no more."""
+        device = self.config.device
+        try:
+            fcntl.ioctl(descriptor, TUNSETIFF, link.interface_request(device, self._flags))
+        except OSError as error:
+            if not alone or error.errno != errno.EINVAL:
+                raise
+            self.several = False
+            fcntl.ioctl(descriptor, TUNSETIFF, link.interface_request(device, self._flags))
 
     def _configure(self) -> None:
         device, config = self.config.device, self.config
@@ -168,7 +197,8 @@ class TapUplink(DeviceUplink):
             return told
         bridge = link.describe(known.master) if known.master else None
         told |= {"state": known.state if known.up else "down", "mtu": known.mtu, "ifindex": known.index}
-        told |= {"bridge": bridge.name if bridge else None, "queues": len(self.lanes)}
+        told |= {"bridge": bridge.name if bridge else None, "queues": len(self.lanes) + len(self._own)}
+        told["verdicts"] = self.steering.verdicts() if self.steering else {}
         changed = f"the device changed after vmq started; frames above {self.mtu} are dropped"
         told["settings"] = [
             setting("device", config.device, link.request_name(request)),
@@ -178,6 +208,74 @@ class TapUplink(DeviceUplink):
             setting("header", net_hdr.itemsize, int.from_bytes(size, "little")),
         ]
         return told
+
+    # --- queues of VMs -----------------------------------------------------------------------------------------
+
+    def own_queue(self) -> tuple[int, int, bool]:
+        """A queue that nothing leads to: its number in the device, its descriptor, and whether nothing ever has. OSError without."""
+        ordinary = len(self.lanes)
+        if self.steering is None:
+            steering = TapSteering(ordinary)
+            try:
+                steering.attach(int(self.lanes[0]["fd"]))
+                linux.grace_period()  # who did not see the program has chosen among the lanes' queues
+            except BaseException:
+                steering.close()
+                raise
+            self.steering = steering
+        fresh = not self._free
+        if fresh:
+            descriptor = os.open(CLONE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                self._attach(descriptor)
+                self._count_queues(len(self.lanes) + len(self._own) + 1)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._free.add(len(self._own))
+            self._own.append(descriptor)
+        place = self._free.pop()
+        return ordinary + place, self._own[place], fresh
+
+    def lead(self, queues: Mapping[tuple[int, int], int]) -> None:
+        """Frames to these (address, VLAN id) come by queues of these numbers, all others by the lanes'. OSError: too many."""
+        if self.steering is not None:
+            self.steering.follow(queues)
+
+    def give_back(self, number: int) -> None:
+        """A queue is nobody's any more: nothing leads to it, and what stands in it goes to nobody."""
+        place = number - len(self.lanes)
+        if place < len(self._own):
+            with contextlib.suppress(OSError):
+                for _ in range(READ_MOST):
+                    os.read(self._own[place], state.FRAME_MAX)
+            self._free.add(place)
+
+    def tick(self) -> None:
+        """See whether all queues of the device are ours, where numbers of queues count."""
+        if self.steering is None or time.monotonic() < self._look:
+            return
+        self._look = time.monotonic() + LOOK_SECONDS
+        with contextlib.suppress(OSError):
+            self._count_queues(len(self.lanes) + len(self._own))
+
+    def _count_queues(self, ours: int) -> None:
+        """OSError if the device has others. From then on nobody knows the number of a queue, also when they are closed again."""
+        known = link.describe(self.index)
+        self.shared = self.shared or known is None or known.tap_queues != ours
+        if self.shared:
+            raise OSError(errno.EBUSY, "somebody else has queues of the TAP")
+
+    def _close_own(self) -> None:
+        descriptor = int(self.lanes[0]["fd"])
+        if self.steering is not None:
+            if descriptor != state.NONE:
+                self.steering.detach(descriptor)
+            self.steering.close()
+            self.steering = None
+        while self._own:
+            os.close(self._own.pop())
+        self._free.clear()
 
     def send(self, frame: bytes) -> None:
         descriptor = int(self.lanes[0]["fd"])
@@ -197,6 +295,7 @@ class TapUplink(DeviceUplink):
             self._joined = False
             with contextlib.suppress(OSError):
                 link.leave_bridge(self.config.bridge, self.index)
+        self._close_own()
         super().close()
 
 

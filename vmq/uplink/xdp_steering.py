@@ -110,8 +110,8 @@ class XdpSteering:
             for mac, vid in unicast
             if mac != own
         }
-        why = _bring_about(self.addresses, self._addresses, {mac: SOCKET for mac, _ in unicast})
-        return _bring_about(self.filters, self._followed, steered) or why
+        why = bring_about(self.addresses, self._addresses, {mac: SOCKET for mac, _ in unicast})
+        return bring_about(self.filters, self._followed, steered) or why
 
     def verdicts(self) -> dict[str, int]:
         """How many frames met each verdict."""
@@ -124,7 +124,7 @@ class XdpSteering:
             self._open.pop().close()
 
 
-def _bring_about(table: Map, now: dict[int, int], wanted: Mapping[int, int]) -> str:
+def bring_about(table: Map, now: dict[int, int], wanted: Mapping[int, int]) -> str:
     """Make the pairs of a map those that are wanted; why that failed, or nothing. `now` says what is there."""
     why = _add(table, now, wanted)
     for key in now.keys() - wanted.keys():

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a VM with a pair of its own begins and ceases to be direct, and what stays meanwhile: an engine in a namespace."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroute2 import netns
+
+from tests.direct.holes import punch
+from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone, until
+from tests.vm.lab.netns import Namespace
+from vmq.config import Xdp
+from vmq.control.views import show
+from vmq.dataplane.reasons import TO_GUEST_PAIR, TO_GUEST_TOO_LONG
+from vmq.direct import lengths
+from vmq.direct.queue import DirectQueue
+from vmq.engine import directing as module
+from vmq.engine.engine import Engine
+from vmq.guest.guest import Guest
+from vmq.linux import PAGE
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def wired(tmp_path: Path) -> Iterator[Running]:
+    """An engine whose uplink `lan` is one end of a veth."""
+    with Namespace("engine") as near, Namespace("far") as far:
+        for end in (near, far):
+            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        near.veth("wire0", far, "host0")
+
+        def make() -> Engine:
+            netns.setns(near.name, flags=0)
+            return Engine("test.toml", (FIRST_CPU,), "a test")
+
+        with Running(tmp_path, make=make) as running:
+            yield running
+
+
+def configure(running: Running, **keys: Any) -> None:
+    keys = {"uplink": "lan", "placement": "direct"} | keys
+    running.configure(
+        {"lan": Xdp(device="wire0", prepared=True)},
+        a=running.vm("a", 1, **keys),
+        b=running.vm("b", 2, uplink="lan"),
+    )
+
+
+def stage(running: Running, wanted: str = "led") -> None:
+    vm = running.engine.vms["a"]
+    until(
+        lambda: running.do(running.engine.directing.stage, vm) == wanted,
+        f"{wanted}: {running.engine.directing.whys}",
+    )
+
+
+def queue_of(running: Running) -> Any:
+    return running.engine.directing.pairs._directs["a"].queue
+
+
+def carries(a: Guest, b: Guest, number: int) -> None:
+    """One frame from b to a, however it goes."""
+    data = frame(a.mac, b.mac, number)
+    b.send([data])
+    assert a.receive(1, PATIENCE) == [data]
+
+
+def test_it_is_made_once_and_kept_while_something_is_in_the_way(wired: Running) -> None:
+    configure(wired)
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        made = queue_of(wired)
+        carries(a, b, 1)
+        assert made.verdicts()["placed"] == 1
+        for number, (on, wanted) in enumerate([(True, "kept"), (False, "led")]):
+            wired.do(lambda on=on: wired.engine.vms["a"].observed.measure(on=on))
+            stage(wired, wanted)
+            assert queue_of(wired) is made
+            carries(a, b, 2 + number)
+        assert made.verdicts()["placed"] == 2
+        told = [one for one in wired.do(wired.engine.journal.since, 0) if one["event"] == "placement"]
+        assert [(one["placement"], one["why"]) for one in told] == [
+            ("direct", ""), ("switched", "it is captured or measured"), ("direct", ""),
+        ]  # fmt: skip
+
+
+def test_a_driver_that_stops_and_starts_gets_the_same_and_other_memory_another(wired: Running) -> None:
+    configure(wired)
+    with wired.guest("b") as b:
+        with wired.guest("a") as a:
+            stage(wired)
+            made = queue_of(wired)
+            a.stop()
+            assert wired.do(wired.engine.directing.stage, wired.engine.vms["a"]) == "kept"
+            a.start()
+            stage(wired)
+            assert queue_of(wired) is made
+            carries(a, b, 1)
+        gone(wired, "a")
+        until(lambda: "a" not in wired.engine.directing.pairs._directs)
+        with wired.guest("a") as a:
+            stage(wired)
+            assert queue_of(wired) is not made
+            carries(a, b, 2)
+
+
+def test_memory_of_which_pages_were_given_back_is_never_direct_again_and_other_memory_is(
+    wired: Running,
+) -> None:
+    configure(wired)
+    with wired.guest("b") as b:
+        with wired.guest("a") as a:
+            stage(wired)
+            descriptor = wired.do(lambda: wired.engine.vms["a"].session.regions[0].fd)
+            punch(descriptor, os.fstat(descriptor).st_size - PAGE)
+            stage(wired, "switched")
+            assert "given back to the host" in wired.engine.directing.whys["a"]
+            for number in range(3):
+                carries(a, b, number)
+                wired.do(wired.engine.directing.look)
+            assert wired.do(wired.engine.directing.stage, wired.engine.vms["a"]) == "switched"
+        gone(wired, "a")
+        with wired.guest("a") as a:
+            stage(wired)
+            carries(a, b, 4)
+
+
+def sends_until(running: Running, a: Guest, b: Guest, length: int, wanted: str) -> None:
+    """Frames from b to a, one after the other, until a is placed like this."""
+    vm, deadline, number = running.engine.vms["a"], time.monotonic() + PATIENCE, 0
+    while running.do(running.engine.directing.stage, vm) != wanted:
+        data = frame(a.mac, b.mac, number, length)
+        b.send([data])
+        assert a.receive(1, PATIENCE) == [data]
+        number += 1
+        assert time.monotonic() < deadline, running.engine.directing.whys
+
+
+def test_auto_is_direct_while_frames_are_long(wired: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lengths, "FEWEST", 1)
+    configure(wired, placement="auto")
+    whys = wired.engine.directing.whys
+    with wired.guest("b") as b:
+        with wired.guest("a") as a:
+            until(lambda: "few frames" in whys.get("a", ""))
+            sends_until(wired, a, b, 1514, "led")
+            assert "a" not in whys
+            sends_until(wired, a, b, 60, "kept")
+            until(lambda: "60 bytes" in whys["a"])
+            sends_until(wired, a, b, 1514, "led")
+        gone(wired, "a")
+        with wired.guest("a"):  # another guest has shown nothing
+            until(lambda: "few frames" in whys.get("a", ""), str(whys))
+
+
+def test_why_the_kernel_refuses_stands_as_long_as_it_is_left_switched(
+    wired: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(105, "no more may be pinned")
+
+    monkeypatch.setattr("vmq.engine.pairs.DirectQueue", refuse)
+    monkeypatch.setattr(module, "REST_SECONDS", 1000.0)
+    configure(wired)
+    with wired.guest("a"):
+        until(lambda: "no more may be pinned" in wired.engine.directing.whys.get("a", ""))
+        for _ in range(3):
+            wired.do(wired.engine.directing.look)
+            (row,) = (
+                row
+                for row in wired.do(show, wired.engine, "settings")
+                if (row["of"], row["name"]) == ("vm a", "placement")
+            )
+            assert (row["effective"], row["why"].partition(": again")[0]) == (
+                "switched",
+                "the kernel refuses what it needs: no more may be pinned",
+            )
+
+
+def test_pages_given_back_while_the_kernel_takes_the_memory_are_seen(
+    wired: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel pins hides them, but in the end not all are there."""
+
+    def making(*arguments: Any, **options: Any) -> Any:
+        made = DirectQueue(*arguments, **options)
+        descriptor = wired.engine.vms["a"].session.regions[0].fd
+        punch(descriptor, os.fstat(descriptor).st_size - PAGE)
+        return made
+
+    monkeypatch.setattr("vmq.engine.pairs.DirectQueue", making)
+    configure(wired)
+    with wired.guest("a") as a, wired.guest("b") as b:
+        until(lambda: "given back to the host" in wired.engine.directing.whys.get("a", ""))
+        carries(a, b, 1)
+        assert wired.do(wired.engine.directing.stage, wired.engine.vms["a"]) == "switched"
+
+
+def test_a_buffer_that_is_none_for_the_kernel_ends_it_for_a_while_and_longer_each_time(
+    wired: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REST_SECONDS", 0.1)
+    configure(wired)
+    with wired.guest("a") as a, wired.guest("b") as b:
+        for number in range(3):
+            stage(wired)
+            wired.do(lambda: queue_of(wired).row.__setitem__("unfit", 1))
+            stage(wired, "kept")
+            assert "none for the kernel" in wired.engine.directing.whys["a"]
+            carries(a, b, number)
+        assert wired.engine.directing._rests["a"].pause == pytest.approx(0.4)
+
+
+def test_a_frame_that_is_longer_than_its_mtu_is_dropped_by_name_and_it_stays_direct(wired: Running) -> None:
+    """Where the engine places it, it would be dropped as well: a neighbour decides nothing by sending it."""
+    configure(wired, mtu=1000)
+    vm = wired.engine.vms["a"]
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        for number in range(3):
+            b.send([frame(a.mac, b.mac, number, 1200)])
+            carries(a, b, number)
+        assert int(vm.queue_rows()[0]["to_guest_drops"][TO_GUEST_TOO_LONG]) == 3
+        assert wired.do(wired.engine.directing.stage, vm) == "led"
+
+
+def test_what_is_lost_is_counted_though_nothing_else_wakes_its_processor(wired: Running) -> None:
+    configure(wired)
+    vm = wired.engine.vms["a"]
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        queue_of(wired).near.send(bytes(10) + frame(MACS[7], b.mac, 1))  # another's: the far end drops it
+        until(lambda: int(vm.queue_rows()[0]["to_guest_drops"][TO_GUEST_PAIR]) == 1)
+        carries(a, b, 1)
+
+
+def test_addresses_come_and_go_while_it_is_led(wired: Running) -> None:
+    configure(wired)
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        made = queue_of(wired)
+        configure(wired, mac=(MACS[0], MACS[7]))
+        until(lambda: len(made.filters_now) == 2)
+        assert queue_of(wired) is made
+        b.send([frame(MACS[7], b.mac, 5)])
+        assert a.receive(1, PATIENCE) == [frame(MACS[7], b.mac, 5)]
+        assert made.verdicts() == dict.fromkeys(made.verdicts(), 0) | {"placed": 1}
+
+
+def test_buffers_that_are_none_for_the_kernel_leave_it_switched_and_lose_nothing(wired: Running) -> None:
+    """Too short for the longest frame: none is ever posted, and the engine fills several with a frame, as before."""
+    configure(wired)
+    with wired.guest("a", buffer_bytes=512) as a, wired.guest("b") as b:
+        until(lambda: "none for the kernel" in wired.engine.directing.whys.get("a", ""))
+        for number in range(5):
+            carries(a, b, number)
+
+
+def test_addresses_that_the_kernel_has_no_room_for_make_it_switched_and_others_go_on(
+    wired: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaving publishes asks for the same addresses again: once is enough."""
+    configure(wired)
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        monkeypatch.setattr(queue_of(wired).filters, "update", full)
+        configure(wired, mac=(MACS[0], MACS[7]))
+        stage(wired, "kept")
+        assert "the kernel refuses" in wired.engine.directing.whys["a"]
+        carries(a, b, 1)
+
+
+def full(*_: object) -> None:
+    raise OSError(7, "Argument list too long")
+
+
+def test_what_landed_and_was_not_told_does_not_come_with_the_next_driver(wired: Running) -> None:
+    """A port with a fault is served by nobody; its driver starts again on the same memory."""
+    configure(wired)
+    with wired.guest("a") as a, wired.guest("b") as b:
+        stage(wired)
+        made, vm = queue_of(wired), wired.engine.vms["a"]
+        rows = wired.engine.segment.rows["port_state"]
+        wired.do(lambda: rows["fault"].__setitem__(vm.number, 1))
+        made.near.send(bytes(10) + frame(a.mac, b.mac, 66))
+        stage(wired, "kept")
+        assert (made.socket.untold, made.socket.is_harvested()) == (1, True)
+        a.stop()
+        a.start()
+        stage(wired)
+        assert queue_of(wired) is made
+        carries(a, b, 1)
+
+
+def test_an_engine_ends_while_queues_are_still_made(wired: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is under way, the next waits for its turn."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        go_on.wait(PATIENCE)
+        return DirectQueue(*arguments, **options)
+
+    def end() -> None:
+        assert wired.engine._tick is not None
+        wired.engine._tick.cancel()
+        wired.engine.directing.close()
+
+    monkeypatch.setattr("vmq.engine.pairs.DirectQueue", slow)
+    keys = {"uplink": "lan", "placement": "direct"}
+    wired.configure(
+        {"lan": Xdp(device="wire0", prepared=True)}, a=wired.vm("a", 1, **keys), b=wired.vm("b", 2, **keys)
+    )
+    with wired.guest("a"), wired.guest("b"):
+        until(lambda: len(wired.engine.directing.pairs._directs) == 2)
+        begun.wait(PATIENCE)
+        threading.Timer(0.2, go_on.set).start()
+        wired.do(end)
+        assert wired.engine.directing.pairs._directs == {}

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tier of uplinks with a program on a NIC: a veth pair for each VM, and a socket at its far end on the guest's memory.
+
+    switched ─► making    pair, programs, socket on its memory: about a second for 512 MiB, in a thread of its own
+    kept     ─► posting   its processor gives the kernel the guest's buffers, and sends frames for it into its pair
+             ─► led       the NIC's program leads its addresses there, too
+
+    led      ─► leaving   the NIC's program leads nothing there; a grace period; frames of other paths wait in the ring of its
+                          processor, as those of a queue that moves; a mark through the pair; what has landed is given back
+             ─► kept      buffers that the kernel has not used are the next ones, as if it had never had them; what was made
+                          stays, to be direct again in a moment, until memory or configuration are others
+
+Leaving is done at once and whole, whoever wants it: a driver that stops, memory that changes, another configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmq import linux
+from vmq.config.records import Config, Xdp
+from vmq.dataplane import state
+from vmq.direct.memory import GuestMemory, files_of, identity
+from vmq.direct.pair import Apart
+from vmq.direct.queue import DirectQueue
+from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
+from vmq.errors import ProtocolError
+from vmq.uplink import Uplink
+from vmq.uplink.xdp import XdpUplink
+
+if TYPE_CHECKING:
+    from vmq.engine.directing import Directing
+    from vmq.engine.vm import Vm
+
+LOG = logging.getLogger("vmq")
+NOBODY = state.MAX_WORKERS  # as `former`: no processor delivers, and frames wait
+COUNT_SECONDS = 1.0  # between two looks at what was lost; each reads the counters of all pairs
+KEYS = ("uplink", "vlan")  # of a VM, that a pair is made for
+PAIR_MTU_MAX = 3400  # what a veth takes a program with is a page, less the kernel's own: some 3500
+TORN = "pages of its memory were given back to the host: a memory balloon, free page reporting, virtio-mem"
+MTU_MAX = 1500 + 4  # what a chunk of the kernel has room for, and more than a guest's usual buffers
+
+
+@dataclass(eq=False)
+class Direct:
+    """One VM's. `queue` is there when it is made; `stage` as in the picture; `shape` is what it was made for."""
+
+    vm: Vm
+    memory: GuestMemory
+    shape: tuple[object, ...]
+    made: Future[DirectQueue]
+    stage: str = "making"
+    queue: DirectQueue | None = None
+    stale: bool = False  # not wanted any more; it is closed when it is made
+    count_at: float = 0.0  # when what was lost is counted next
+
+
+class Pairs:
+    """All receive queues of an engine that are direct this way, a `Tier`."""
+
+    words = "by a pair of its own"
+
+    def __init__(self, directing: Directing) -> None:
+        self.directing, self.engine = directing, directing.engine
+        self._directs: dict[str, Direct] = {}
+        self._far: Apart | None = None
+        self._torn: dict[
+            str, frozenset[tuple[int, int]]
+        ] = {}  # files of which pages were given back to the host
+        self._makers = ThreadPoolExecutor(1, "vmq-direct")
+
+    # --- what is asked of it ---------------------------------------------------------------------------------
+
+    def serves(self, uplink: Uplink | None) -> bool:
+        return isinstance(uplink, XdpUplink) and isinstance(uplink.config, Xdp)
+
+    def stage(self, vm: Vm) -> str:
+        """switched, making, kept, posting or led, as in the picture."""
+        one = self._directs.get(vm.name)
+        return SWITCHED if one is None or one.stale else one.stage
+
+    def tidy(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        for name in self._torn.keys() - self.engine.vms.keys():
+            del self._torn[name]
+        for made in list(self._directs.values()):
+            if not made.stale and made.memory.is_torn():
+                self._tear(made)
+            elif self.engine.vms.get(made.vm.name) is not made.vm or made.shape != _shape(made.vm):
+                self.leave(made.vm, "its memory, its uplink or its configuration is another now")
+                self._forget(made)
+
+    def _tear(self, one: Direct) -> None:
+        """Pages of its memory are gone: the kernel has others. Never again with these files."""
+        self._torn[one.vm.name] = one.memory.files
+        self.leave(one.vm, TORN)
+        self._forget(one)
+
+    def go_on(self, vm: Vm) -> None:
+        one = self._directs.get(vm.name)
+        if one is None:
+            self._begin(vm)
+        else:
+            self._as_far_as_it_goes(one, self._go_on)
+
+    def obstacle(self, vm: Vm) -> str:
+        uplink = uplink_of(vm)
+        if not isinstance(uplink, XdpUplink) or not uplink.steers:
+            return "its uplink steers nothing in the kernel: see its mode"
+        if vm.config.overload != "drop-newest":
+            return "frames that find no buffer are to wait, and the kernel lets none wait"
+        if "unknown" in vm.config.accept:
+            return "it takes frames to other addresses, which the NIC's program leaves to the host"
+        if vm.mtu > MTU_MAX:
+            return f"frames of its MTU of {vm.mtu} take more than one buffer"
+        if vm.running != [0]:
+            return "its first receive queue alone must run"
+        torn = self._torn.get(vm.name)
+        return TORN if torn and torn & files_of(vm.session.regions) else ""
+
+    # --- towards direct --------------------------------------------------------------------------------------
+
+    def _begin(self, vm: Vm) -> None:
+        try:
+            self._far = self._far or Apart()
+            memory = GuestMemory(vm.session.regions)
+        except OSError as error:
+            self.directing.rest(vm, f"the host refuses what it needs: {_said(error)}")
+            return
+        try:
+            self.engine.segment.add_mapping(vm.number, memory.address, memory.size)
+        except ProtocolError as error:
+            memory.close()
+            self.directing.rest(vm, error.wrong)
+            return
+        far, number, mtu, strip = self._far, vm.number, vm.mtu, vm.config.vlan is not None
+        uplink = uplink_of(vm)
+        widest = min(max(mtu, uplink.mtu if uplink else 0), PAIR_MTU_MAX)
+        made = self._makers.submit(lambda: DirectQueue(far, number, memory, mtu, widest, strip=strip))
+        self._directs[vm.name] = Direct(vm, memory, _shape(vm), made)
+
+    def _as_far_as_it_goes(self, one: Direct, step: Callable[[Direct], None]) -> None:
+        """A step; where the kernel refuses what it needs, the VM is switched for a while."""
+        try:
+            step(one)
+        except OSError as error:
+            why = f"the kernel refuses what it needs: {_said(error)}"
+            self.leave(one.vm, why)
+            self.directing.rest(one.vm, why)
+
+    def _go_on(self, one: Direct) -> None:
+        if one.stale:
+            return
+        if one.stage == "making" and one.made.done():
+            self._made(one)
+        elif one.stage == "kept" and one.queue is not None:
+            self._post(one, one.queue)
+        elif one.stage == "posting" and one.queue is not None:
+            if one.queue.row["unfit"]:
+                self._unfit(one)
+            elif one.queue.row["begun"]:
+                self._lead(one, one.queue)
+        elif one.stage == LED and one.queue is not None:
+            if time.monotonic() > one.count_at:
+                one.count_at = time.monotonic() + COUNT_SECONDS
+                self._count(one.queue)
+            if one.queue.row["unfit"]:
+                self._unfit(one)
+
+    def _count(self, queue: DirectQueue) -> None:
+        """What was lost, to the counters of the queue; its processor may sleep, and nothing else may wake it."""
+        queue.count_lost()
+        if not queue.lost_are_booked():
+            self.engine.publisher.ring()
+
+    def _unfit(self, one: Direct) -> None:
+        why = "its driver posts buffers that are none for the kernel"
+        self.leave(one.vm, why)
+        self.directing.rest(one.vm, why)
+
+    def _made(self, one: Direct) -> None:
+        try:
+            queue = one.made.result()
+        except Exception as error:  # noqa: BLE001 - whatever the host or the kernel says is the reason
+            self._forget(one)
+            self.directing.rest(one.vm, f"the kernel refuses what it needs: {_said(error)}")
+            return
+        one.queue = queue
+        one.memory.registered()
+        if one.memory.is_torn():
+            self._tear(one)
+            return
+        self._post(one, queue)
+
+    def _post(self, one: Direct, queue: DirectQueue) -> None:
+        vm, one.stage = one.vm, "posting"
+        queue.follow(self._filters(vm))
+        queue.open()
+        vm.queues[0] = replace(vm.queues[0], direct=queue.address, led=state.LED)
+        self.engine.workers[vm.worker].watch(queue.socket.fileno())
+        self.engine.publish()
+
+    def _lead(self, one: Direct, queue: DirectQueue) -> None:
+        vm, uplink = one.vm, uplink_of(one.vm)
+        if not isinstance(uplink, XdpUplink):
+            return
+        one.stage = LED
+        queue.call(lambda: uplink.pair(vm.number, queue.pair.index))
+        uplink.lead(vm.number, queue.filters_now)
+        self.directing.whys.pop(vm.name, None)
+        self.directing.tell(vm, "direct")
+
+    @staticmethod
+    def _filters(vm: Vm) -> set[tuple[int, int]]:
+        return {(mac, vm.config.vlan or 0) for mac in vm.macs}
+
+    def follow(self) -> None:
+        """Receive filters may be others now; of those that are led, the far ends come first."""
+        for one in list(self._directs.values()):
+            led = one.stage in ("posting", LED)
+            if led and one.queue is not None and self._filters(one.vm) != one.queue.filters_now:
+                self._as_far_as_it_goes(one, self._follow)
+
+    def _follow(self, one: Direct) -> None:
+        filters, uplink, queue = self._filters(one.vm), uplink_of(one.vm), one.queue
+        if queue is None:
+            return
+        queue.follow(filters | queue.filters_now)
+        if one.stage == LED and isinstance(uplink, XdpUplink):
+            uplink.lead(one.vm.number, filters)
+        queue.follow(filters)
+
+    def make_way(self, new: Config) -> None:
+        """Those are switched whose pair is not for it."""
+        for one in list(self._directs.values()):
+            before, config = one.vm.config, new.vms.get(one.vm.name)
+            same = config is not None and all(getattr(config, key) == getattr(before, key) for key in KEYS)
+            if config is None or not same or config.placement == "switched":
+                self.leave(one.vm, "its configuration is another now")
+
+    # --- and back --------------------------------------------------------------------------------------------
+
+    def leave(self, vm: Vm, why: str) -> None:
+        """Make it switched, at once: its buffers are the guest's again, in order, and what has landed is given back."""
+        one = self._directs.get(vm.name)
+        if one is None or one.stage not in ("posting", LED):
+            return
+        led, one.stage, waited = one.stage == LED, "leaving", 0.0
+        if one.queue is not None:
+            began = self._withdraw(vm, one.queue, led=led)
+            vm.queues[0] = replace(vm.queues[0], direct=0, led=0, former=state.NONE)
+            self.engine.publish()
+            waited = time.monotonic() - began
+            self.engine.workers[vm.worker].forget(one.queue.socket.fileno())
+            vm.rings.watch()
+            one.queue.socket.leave()
+        one.stage, self.directing.whys[vm.name] = "kept", why
+        if led:
+            self.directing.tell(vm, "switched", why, waited)
+
+    def set_out(self, vm: Vm, worker: int) -> None:  # noqa: ARG002 - also where only the queue is another
+        self.leave(vm, "its receive queue moves to another processor")
+
+    def prepare(self) -> None:
+        """What stands in the tables changes by `leave` and by looks alone."""
+
+    def _withdraw(self, vm: Vm, queue: DirectQueue, *, led: bool) -> float:
+        """Until the kernel has nothing of it; since when frames wait."""
+        uplink = uplink_of(vm)
+        if isinstance(uplink, XdpUplink) and led:
+            uplink.unlead(vm.number)
+            linux.grace_period()
+        vm.queues[0] = replace(vm.queues[0], led=state.LEAVING, former=NOBODY)
+        began = time.monotonic()
+        self.engine.publish()
+        drained = soon(queue.drained)
+        queue.shut()
+        if not drained:
+            LOG.warning("vm %s: frames on their way into its memory were not seen to land", vm.name)
+            linux.grace_period()  # what the far end was about to write is written, or was not let through
+        if vm.fault:
+            return began  # nothing is given to its guest any more
+        if not soon(queue.socket.is_harvested):
+            LOG.warning("vm %s: frames have landed in its memory that it is not told of", vm.name)
+        self._count(queue)
+        if not soon(queue.lost_are_booked):
+            LOG.warning("vm %s: frames were lost on their way into its memory that no counter has", vm.name)
+        return began
+
+    def _forget(self, one: Direct) -> None:
+        """Give everything back, now or when it is made."""
+        if one.queue is None and not one.made.done():
+            if not one.stale:
+                one.stale = True
+                one.made.add_done_callback(lambda _: self._call_soon(one))
+            return
+        if self._directs.get(one.vm.name) is not one:
+            return
+        del self._directs[one.vm.name]
+        if one.queue is None and not one.made.cancelled() and one.made.exception() is None:
+            one.queue = one.made.result()
+        if one.queue is not None:
+            one.queue.close()
+        self.engine.segment.drop_mapping(one.memory.address)
+        one.memory.close()
+
+    def _call_soon(self, one: Direct) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and `close` waits
+            self._loop.call_soon_threadsafe(self._forget, one)
+
+    def close(self) -> None:
+        """Everything is switched; wait for what is still being made."""
+        for one in list(self._directs.values()):
+            self.leave(one.vm, "the engine ends")
+        self._makers.shutdown(cancel_futures=True)
+        for one in list(self._directs.values()):
+            self._forget(one)
+        if self._far is not None:
+            self._far.close()
+            self._far = None
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _shape(vm: Vm) -> tuple[object, ...]:
+    """What a direct queue is made for: with anything else it is another one."""
+    return (
+        uplink_of(vm),
+        identity(vm.session.regions),
+        vm.number,
+        vm.mtu,
+        vm.config.vlan is not None,
+        vm.config.placement != "switched",
+    )

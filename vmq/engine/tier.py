@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tier of direct placement: how frames of one kind of uplink get into guest memory without a copy of the engine's.
+
+`Directing` asks each tier which uplinks it serves, and has it go on with a VM, or leave, at every look.
+
+        obstacle ─► "" : go_on, look by look, until stage is LED       otherwise: leave
+
+Around every new version of the tables: `prepare` says what is to stand in it, `follow` brings about what must come after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from vmq.config.records import Config
+from vmq.uplink import Uplink
+
+if TYPE_CHECKING:
+    from vmq.engine.vm import Vm
+
+LED = "led"  # the stage of a VM whose frames the kernel places
+SWITCHED = "switched"  # that of one of which a tier has nothing
+PASS_SECONDS, PAUSE_SECONDS = 0.2, 0.0002  # for what is on its way to arrive
+
+
+class Tier(Protocol):
+    """One tier, for all VMs of an engine."""
+
+    words: str  # how frames come, for whoever asks
+
+    def serves(self, uplink: Uplink | None) -> bool:
+        """Whether VMs of this uplink are this tier's."""
+
+    def obstacle(self, vm: Vm) -> str:
+        """What of this tier keeps a VM from being direct; empty if nothing does."""
+
+    def stage(self, vm: Vm) -> str:
+        """SWITCHED, LED, or a word for what is under way."""
+
+    def tidy(self) -> None:
+        """Forget what was made for VMs, memory or configurations that are gone."""
+
+    def go_on(self, vm: Vm) -> None:
+        """Nothing is in the way of a VM: begin, or take the next step."""
+
+    def leave(self, vm: Vm, why: str) -> None:
+        """Something is: switched from now on."""
+
+    def set_out(self, vm: Vm, worker: int) -> None:
+        """The receive queue of a VM goes to `worker`, or to the default queue or from there, in the next version."""
+
+    def make_way(self, new: Config) -> None:
+        """Another configuration is about to be brought about."""
+
+    def prepare(self) -> None:
+        """Another version of the tables is about to be built."""
+
+    def follow(self) -> None:
+        """All processors have adopted it."""
+
+    def close(self) -> None:
+        """Everything is switched, and given back."""
+
+
+def uplink_of(vm: Vm) -> Uplink | None:
+    """None also where it could not be opened."""
+    opened = vm.engine.uplinks.get(vm.config.uplink or "")
+    return opened and opened.uplink
+
+
+def soon(condition: Callable[[], bool], seconds: float = PASS_SECONDS) -> bool:
+    """Wait a moment until it holds; whether it does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PAUSE_SECONDS)
+    return True
