@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from vmq.abi import bpf
 from vmq.abi.ethernet import ETH_HLEN, ETH_TYPE_OFFSET, MAC_GROUP_BIT, TPID_8021Q_LE, VLAN_HLEN
-from vmq.bpf.assembler import BYTE, FP, HALF, R0, R1, R2, R6, R7, R8, WORD, Code
+from vmq.bpf.assembler import BYTE, HALF, R0, R1, R2, R6, R7, R8, WORD, Code
 from vmq.bpf.maps import Map
-from vmq.uplink.xdp_program import KEY, count, frame_key, need, redirect
+from vmq.uplink.xdp_program import KEY, count, frame_key, look_up, need, redirect
 
 # (name, what became of the frame), in the order of the counters.
 VERDICTS: tuple[tuple[str, str], ...] = (
@@ -44,11 +44,7 @@ def landing(filters: Map, sockets: Map, counted: Map, longest: int, *, strip: bo
     code.load(R1, R7, 0, BYTE)
     code.jump_if("ours", R1, "&", MAC_GROUP_BIT)
     frame_key(code)
-    code.copy(R2, FP)
-    code.let(R2, "+=", KEY)
-    code.load_map(R1, filters)
-    code.call(bpf.BPF_FUNC_map_lookup_elem)
-    code.jump_if("foreign", R0, "==", 0)
+    look_up(code, filters, KEY, "foreign")
     code.label("ours")
     if strip:
         _strip(code)

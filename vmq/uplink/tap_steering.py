@@ -34,7 +34,7 @@ from vmq.bpf.maps import Map, counters, hash_map
 from vmq.bpf.program import Program
 from vmq.dataplane.offload import IPV4_ADDRESSES, IPV6_ADDRESSES
 from vmq.dataplane.state import VID_SHIFT
-from vmq.uplink.xdp_program import KEY, count
+from vmq.uplink.xdp_program import KEY, count, look_up
 from vmq.uplink.xdp_steering import FILTERS_MAX, KEY_BYTES, VALUE_BYTES, bring_about
 
 # (name, where the frame went and why), in the order of the counters.
@@ -65,11 +65,7 @@ def choosing(filters: Map, counted: Map, ordinary: int) -> Code:
     code.let(R9, "|=", R1, register=True)
     _add_vlan(code)
     code.store(FP, KEY, R9, DOUBLE)
-    code.copy(R2, FP)
-    code.let(R2, "+=", KEY)
-    code.load_map(R1, filters)
-    code.call(bpf.BPF_FUNC_map_lookup_elem)
-    code.jump_if("ordinary", R0, "==", 0)
+    look_up(code, filters, KEY, "ordinary")
     code.load(R6, R0, 0, WORD)
     code.let(R1, "=", OWN_QUEUE)
     code.jump("count")

@@ -62,11 +62,7 @@ def steering(filters: Map, sockets: Map, pairs: Map, counted: Map, longest: int)
     code.load(R1, R7, 0, BYTE)
     code.jump_if("group", R1, "&", MAC_GROUP_BIT)
     frame_key(code)
-    code.copy(R2, FP)
-    code.let(R2, "+=", KEY)
-    code.load_map(R1, filters)
-    code.call(bpf.BPF_FUNC_map_lookup_elem)
-    code.jump_if("nobody", R0, "==", 0)
+    look_up(code, filters, KEY, "nobody")
     code.load(R2, R0, 0, WORD)
     code.jump_if("direct", R2, "!=", SOCKET)
     code.load_field(R2, R6, bpf.xdp_md, "rx_queue_index")
@@ -109,6 +105,15 @@ def frame_key(code: Code) -> None:
     code.store(FP, KEY, R9, DOUBLE)
 
 
+def look_up(code: Code, table: Map, place: int, otherwise: str) -> None:
+    """R0: where the value lies whose key stands on the stack at `place`; without one it goes on at `otherwise`."""
+    code.copy(R2, FP)
+    code.let(R2, "+=", place)
+    code.load_map(R1, table)
+    code.call(bpf.BPF_FUNC_map_lookup_elem)
+    code.jump_if(otherwise, R0, "==", 0)
+
+
 def redirect(code: Code, table: Map, verdict: int, otherwise: int, refused: int) -> None:
     """To what stands under R2 in a map, counted as `verdict`; where nothing does, `otherwise`, counted as `refused`."""
     code.load_map(R1, table)
@@ -125,11 +130,7 @@ def count(code: Code, counted: Map) -> None:
     """At "count": add one to the counter of verdict R1, and return R6."""
     code.label("count")
     code.store(FP, VERDICT, R1, WORD)
-    code.copy(R2, FP)
-    code.let(R2, "+=", VERDICT)
-    code.load_map(R1, counted)
-    code.call(bpf.BPF_FUNC_map_lookup_elem)
-    code.jump_if("return", R0, "==", 0)
+    look_up(code, counted, VERDICT, "return")
     code.load(R1, R0, 0, DOUBLE)
     code.let(R1, "+=", 1)
     code.store(R0, 0, R1, DOUBLE)
@@ -151,11 +152,7 @@ def watcher(addresses: Map) -> Code:
     code.jump_if("none", R0, "!=", 0)
     code.load(R1, FP, KEY, BYTE)
     code.jump_if("all", R1, "&", MAC_GROUP_BIT)
-    code.copy(R2, FP)
-    code.let(R2, "+=", KEY)
-    code.load_map(R1, addresses)
-    code.call(bpf.BPF_FUNC_map_lookup_elem)
-    code.jump_if("none", R0, "==", 0)
+    look_up(code, addresses, KEY, "none")
     code.label("all")
     code.let(R0, "=", FRAME_MAX)
     code.exit()
