@@ -130,3 +130,10 @@ def test_a_page_that_is_not_there_when_all_are_taken_was_given_back(files: list[
     memory.registered()
     assert memory.is_torn()
     memory.close()
+
+
+def test_memory_without_regions_is_none() -> None:
+    """The kernel refuses it: there is nothing to crash for."""
+    memory = GuestMemory(())
+    assert (memory.size, len(memory.spans), memory.is_torn()) == (0, 0, False)
+    memory.close()

@@ -86,10 +86,11 @@ class GuestMemory:
         self._whole: dict[int, int] = {}  # descriptor → blocks with every page of its pieces
         found, self.files = pieces(regions), files_of(regions)
         self.size = sum(piece.end - piece.first for piece in found)
-        room = self.size + found[0].page
+        page = found[0].page if found else linux.PAGE  # the largest
+        room = self.size + page
         start = linux.map_private(room)
         self._held.callback(linux.unmap, start, room)
-        self.address = -(-start // found[0].page) * found[0].page
+        self.address = -(-start // page) * page
         try:
             for piece in found:
                 linux.map_over(
