@@ -53,6 +53,16 @@ def test_regions_of_one_file_share_its_place_and_files_follow_each_other(files: 
     memory.close()
 
 
+def test_memory_of_ours_follows_that_of_the_guest_and_is_in_no_file(files: list[int]) -> None:
+    memory = GuestMemory((Region(0, 3 * PAGE, 0, 0, files[0]),), 2 * PAGE)
+    assert (memory.size, memory.whole) == (3 * PAGE, 5 * PAGE)
+    whole = at(memory.address, memory.whole, np.uint8)
+    whole[:] = 7
+    assert os.pread(files[0], 4 * PAGE, 0) == b"\7" * 3 * PAGE
+    del whole
+    memory.close()
+
+
 def test_what_no_region_names_is_not_pinned(files: list[int]) -> None:
     """A front-end may give a file that is larger than any memory, and name its ends."""
     far = 1 << 50

@@ -56,12 +56,12 @@ M16 = 0xFFFF
 M32 = 0xFFFFFFFF
 
 # --- events from a worker to control ---
-EVENT_LEARN, EVENT_FAULT, EVENT_SPOOFED = 1, 2, 3
+EVENT_LEARN, EVENT_FAULT, EVENT_SPOOFED, EVENT_WAITS = 1, 2, 3, 4
 
 # --- kinds of uplink lanes, tested once a burst ---
 LANE_REPLAY, LANE_TAP, LANE_PACKET, LANE_XDP = 1, 2, 3, 4
 
-# --- a receive queue that is direct: frames for it are sent into its pair, or no longer ---
+# --- a receive queue that is direct: frames for it are sent into its pair, or wait where it has none; or no longer ---
 LED, LEAVING = 1, 2
 # Where a frame on the way through its pair was lost: no buffer, longer than one, no room or not this VM's.
 LOST_NO_BUFFER, LOST_TOO_LONG, LOST_PAIR, LOST = range(4)
@@ -132,6 +132,7 @@ queue = rows(
     ("generation", i64),  # of the receive queue in this row: what is on its way to an earlier one is dropped
     ("keep", i64), ("oldest", i64),  # frames that may wait for buffers; 1: the oldest is dropped first (overload.py)
     ("direct", i64), ("led", i64),  # its `direct_queue`, 0 without; LED or LEAVING
+    ("nic", i64),  # its `nic_queue`, 0 without; `led` says of that, too, whether the kernel has the guest's buffers
     ("tap", i64), ("straight", i64),  # descriptor of its own queue of a TAP, NONE without; 1: read straight into guest memory
     ("gap", i64), ("gather", i64),  # moderation (moderate.py): ns between indications, frames of one; 0: no limit
 )  # fmt: skip
@@ -238,6 +239,22 @@ direct_queue = rows(
     ("stale", i64),  # so many entries of the fill ring, the last ones, are from before
     ("begun", i64),  # 1: the kernel has had buffers since frames are led here
     ("booked", i64, (LOST,)),  # of `lost`, what is in the counters of the queue
+    ("unfit", i64),  # 1: the next chain is none for the kernel
+)  # fmt: skip
+
+# A receive queue with a queue of the NIC for its own (nic_queue.py). Numbers of frames are those of the kernel's rings, modulo 2^32.
+nic_queue = rows(
+    ("fd", i64),
+    ("memory", i64), ("size", i64), ("chunk", i64),  # as above; the guest's memory, and ours behind it
+    ("bounce", i64),  # offset of ours: a chunk for each entry of the fill ring
+    ("longest", i64), ("least", i64),  # bytes of a frame that the NIC's program lets through; that a buffer must have
+    ("spans", i64), ("span_count", i64), ("receive", xdp_ring), ("fill", xdp_ring),
+    ("heads", i64), ("places", i64),  # i64 of bound chains, by number of the frame: first descriptor; offset of the buffer
+    ("until", i64),  # control: from this frame on nothing lands in the guest's buffers; NONE: nobody knows
+    # From here on: the worker of the queue while it is led, or leaving; control otherwise.
+    ("bound", i64),  # so many of the next frames have a chain
+    ("withdrawn", i64), ("free", i64),  # 1: entries that the kernel has not used name our chunks; no frame is bound, and none will be
+    ("waits", i64),  # 1: a frame of another path waits for the queue to be switched
     ("unfit", i64),  # 1: the next chain is none for the kernel
 )  # fmt: skip
 

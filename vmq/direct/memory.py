@@ -2,6 +2,7 @@
 """All memory of a guest as one piece of ours, as a UMEM has to be: what regions need of each file, one behind the other.
 
         files of the memory table:   [file a ............][file b ....][file a ..]        nothing twice, and no more than is needed
+        memory of ours, if wanted:                                                [beside ....]
 
 The regions that kernels translate with are mapped one by one (vhost/memory.py), and the same file may be there several times.
 
@@ -78,16 +79,20 @@ def pieces(regions: Collection[Region]) -> list[Piece]:
 
 
 class GuestMemory:
-    """`address`, `size`: the whole; `spans`: where each region lies in it; `files`: device and inode of each."""
+    """`address`, `size`: the guest's; `spans`: where each region lies in it; `files`: device and inode of each.
 
-    def __init__(self, regions: Collection[Region]) -> None:
+    Behind it lie `beside` bytes of ours, whole pages: `whole` bytes in all.
+    """
+
+    def __init__(self, regions: Collection[Region], beside: int = 0) -> None:
         self._held = contextlib.ExitStack()
         self._files: dict[int, int] = {}  # descriptor → the most blocks it had
         self._whole: dict[int, int] = {}  # descriptor → blocks with every page of its pieces
         found, self.files = pieces(regions), files_of(regions)
         self.size = sum(piece.end - piece.first for piece in found)
+        self.whole = self.size + beside
         page = found[0].page if found else linux.PAGE  # the largest
-        room = self.size + page
+        room = self.whole + page
         start = linux.map_private(room)
         self._held.callback(linux.unmap, start, room)
         self.address = -(-start // page) * page
