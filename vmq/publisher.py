@@ -63,6 +63,7 @@ class QueueEntry:
     late: bool = False
     direct: int = 0
     led: int = 0
+    nic: int = 0
     tap: int = state.NONE
     straight: bool = False
 
@@ -349,7 +350,7 @@ class _Builder:
         for index, one in enumerate(port.queues):
             if (one.gap or one.gather) and one.former == state.NONE:
                 self.moderated[one.worker].append(port.first_queue + index)
-            if one.direct or one.tap != state.NONE:
+            if one.direct or one.nic or one.tap != state.NONE:
                 self.directs[one.worker].append(port.first_queue + index)
         for index, pair in port.rings.items():
             for direction, ring in enumerate(pair):

@@ -301,7 +301,7 @@ class Vm:
         self.macs = [mac_number(mac) for mac in macs]
         self.vlan, self.uplink, self.workers = vlan, uplink, workers
         self.former, self.shared, self.generation = state.NONE, False, 1
-        self.gap = self.gather = self.keep = 0
+        self.gap = self.gather = self.keep = self.nic = self.led = 0
         self.oldest = self.straight = False
         self.tap = state.NONE
         self.memory = Memory(regions)
@@ -332,6 +332,8 @@ class Vm:
                     self.oldest,
                     tap=self.tap,
                     straight=self.straight,
+                    nic=self.nic,
+                    led=self.led,
                 )
                 for worker in self.workers
             ),
@@ -493,13 +495,17 @@ class Rig:
         sink: int = 0,
         forward_link_local: bool = False,
         kind: int = state.LANE_REPLAY,
+        receives: bool = False,
     ) -> int:
-        """A replaying uplink: lane 0 plays `frames`, every lane keeps what leaves in a byte ring of `sink` bytes."""
+        """A replaying uplink: lane 0 plays `frames`, every lane keeps what leaves in a byte ring of `sink` bytes.
+
+        `receives`: frames come, though not by its lanes.
+        """
         lanes = []
         self.sinks.append([])
         for worker in range(len(self.workers)):
             row = np.zeros(1, state.lane)[0]
-            row["kind"], row["fd"] = kind, state.NONE
+            row["kind"], row["fd"], row["receives"] = kind, state.NONE, receives
             row["frame_max"], row["forward_link_local"] = 1514, forward_link_local
             if worker == 0 and frames:
                 self._play(row, frames)

@@ -13,8 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.dataplane.rig import BROADCAST, A, B, C, D, Rig, Vm, frame, interpreted, named, number_of, numbered
+from tests.dataplane.test_nic_queue import Owned
 from vmq.abi.ethernet import mac_number
-from vmq.dataplane import handover, state
+from vmq.dataplane import handover, reasons, state
 from vmq.dataplane.handover import parcels_waiting, push
 from vmq.jit import address_of, at, int64
 from vmq.worker import make_ring, unmap_rings
@@ -526,3 +527,38 @@ def test_drops_of_copies_are_counted_apart_from_frames():
         account = sender.books()["account"]
         assert [int(account[name]) for name in ("forwarded", "copies")] == [5, 10]
         assert named(account["drops"]) == {"handover_full": 4}
+
+
+# --- a receive queue of which frames are bound (nic_queue.py) -------------------------------------------------
+
+
+@interpreted
+def test_frames_of_other_paths_wait_while_frames_are_bound_and_control_is_told_once() -> None:
+    with Owned() as owned:
+        owned.vm.post(4, 512)
+        owned.show(state.LED)
+        frames = [numbered(A, B, number) for number in range(3)]
+        for data in frames:
+            owned.neighbour.send(data)
+            owned.rig.run()
+        assert (owned.vm.received(), int(owned.row["bound"])) == ([], 4)
+        assert owned.rig.events() == [(state.EVENT_WAITS, owned.vm.number, 0)]
+        owned.row["bound"] = 0
+        owned.show(0)
+        assert owned.vm.received() == frames
+        owned.neighbour.send(frames[0])
+        owned.rig.run()
+        assert owned.vm.received() == frames[:1]
+
+
+@interpreted
+def test_a_frame_that_is_too_long_for_a_guest_whose_frames_are_bound_is_dropped_and_nobody_waits() -> None:
+    with Owned() as owned:
+        owned.vm.frame_max = 100
+        owned.vm.post(4, 512)
+        owned.show(state.LED)
+        owned.neighbour.send(numbered(A, B, 1, 101))
+        owned.rig.run()
+        assert owned.drops(reasons.TO_GUEST_TOO_LONG) == 1
+        assert owned.rig.events() == []
+        assert int(owned.row["waits"]) == 0

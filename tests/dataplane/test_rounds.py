@@ -21,10 +21,12 @@ from tests.dataplane.rig import (
     Rig,
     Vm,
     frame,
+    interpreted,
     number_of,
     numbered,
 )
-from vmq.dataplane import state
+from tests.dataplane.test_nic_queue import Owned
+from vmq.dataplane import reasons, state
 from vmq.dataplane.loop import prepare_sleep
 from vmq.jit import INTERPRETED
 
@@ -206,3 +208,89 @@ def jump(rig: Rig, vms: tuple[Vm, Vm]) -> None:
         vm.begin()
     vms[1].post(128, 128)
     rig.publish()
+
+
+# --- a queue of the NIC for one receive queue (nic_queue.py) ---------------------------------------------------
+
+
+@interpreted
+def test_switched_its_frames_go_as_those_of_a_lane_and_led_into_the_guests_buffers() -> None:
+    with Owned() as owned:
+        owned.vm.post(8, 512)
+        frames = [numbered(A, B, number) for number in range(6)]
+        for led, placed in ((0, 0), (state.LED, 2), (0, 2)):
+            owned.show(led)
+            landed = [owned.ours(owned.arrives(data)) for data in frames[:2]]
+            assert landed == [not led] * 2
+            owned.rig.run()
+            assert owned.vm.received() == frames[:2]
+            assert int(owned.books["frames_placed"]) == placed
+            frames = frames[2:]
+            if led:
+                leave(owned)
+        lane = owned.rig.lane_state()
+        assert (int(lane["frames_from_wire"]), int(lane["account"]["forwarded"])) == (6, 6)
+        assert int(owned.books["offered_to_guest"]) == int(owned.books["frames_to_guest"]) == 6
+        owned.vm.memory.check()
+
+
+def leave(owned: Owned) -> None:
+    """As control does it; no frame is under way."""
+    owned.show(state.LEAVING)
+    assert int(owned.row["withdrawn"]) == 1
+    owned.row["until"] = int(owned.receive.producer[0])
+    owned.rig.run()
+    assert int(owned.row["free"]) == 1
+
+
+@interpreted
+def test_frames_that_come_when_nothing_is_bound_any_more_keep_their_place() -> None:
+    """Between the last chain that was given back and the version in which it is switched."""
+    with Owned() as owned:
+        owned.vm.post(8, 512)
+        owned.show(state.LED)
+        leave(owned)
+        frames = [numbered(A, B, number) for number in range(4)]
+        for data in frames[:2]:
+            owned.arrives(data)
+            owned.rig.run()
+        assert owned.vm.received() == []
+        owned.arrives(frames[2])
+        owned.show(0)
+        owned.arrives(frames[3])
+        owned.rig.run()
+        assert owned.vm.received() == frames
+
+
+@interpreted
+def test_frames_behind_a_buffer_that_is_none_for_the_kernel_wait_with_the_others() -> None:
+    with Owned() as owned:
+        place = owned.vm.memory.allocate(1024)
+        owned.vm.post(1, 512)
+        owned.vm.to_guest.chain([(place, 512), (place + 512, 512)])
+        owned.show(state.LED)
+        frames = [numbered(A, B, number) for number in range(2)]
+        for data in frames:
+            owned.arrives(data)
+        owned.rig.run()
+        assert owned.vm.received() == frames[:1]
+        assert owned.rig.events() == [(state.EVENT_WAITS, owned.vm.number, 0)]
+        leave(owned)
+        owned.show(0)
+        assert owned.vm.received() == frames[1:]
+
+
+@interpreted
+def test_frames_of_a_port_with_a_fault_are_dropped_and_it_leaves_all_the_same() -> None:
+    with Owned() as owned:
+        owned.vm.post(4, 512)
+        owned.show(state.LED)
+        owned.vm.to_guest.show(100)
+        owned.arrives(numbered(A, B, 1))
+        owned.rig.run()
+        assert owned.rig.events()[0][0] == state.EVENT_FAULT
+        owned.arrives(numbered(A, B, 2))
+        owned.rig.run()
+        leave(owned)
+        assert owned.vm.received() == []
+        assert int(owned.books["to_guest_drops"][reasons.TO_GUEST_NOT_RUNNING]) == 2

@@ -35,14 +35,13 @@ from vmq.dataplane.reasons import (
 )
 from vmq.dataplane.split import available, give_back, head_at
 from vmq.dataplane.state import BURST, LED, LOST, M32, NONE, direct_queue, span
-from vmq.dataplane.xdp import advance, own_index, their_index
+from vmq.dataplane.xdp import advance, offset_of, own_index, their_index
 from vmq.jit import at, int64, kernel, load_once, poke, prefetch
 
 HEADER = net_hdr.itemsize
 ONE_BUFFER = np.uint32(1 << 16)  # csum_offset 0, num_buffers 1
 FEW = 64  # buffers that the kernel has: of fewer a processor that has nothing to do goes on looking for more
 LOST_DROPS = np.array([TO_GUEST_NO_BUFFER, TO_GUEST_TOO_LONG, TO_GUEST_PAIR])  # by LOST_*
-OFFSET_BITS = 48  # of an address: above them, how far the frame begins behind it
 LEAD = XDP_PACKET_HEADROOM - HEADER  # bytes that the kernel leaves free in front of a packet header
 
 
@@ -126,7 +125,9 @@ def begun(vq: Any, ring: Any, queue: Any) -> bool:
 @kernel
 def is_led(row: Any, vq: Any, ring: Any) -> bool:
     """Whether frames for a receive queue go into its pair."""
-    return bool(row["led"] == LED and begun(vq, ring, at(row["direct"], 1, direct_queue)[0]))
+    return bool(
+        row["led"] == LED and row["direct"] != 0 and begun(vq, ring, at(row["direct"], 1, direct_queue)[0])
+    )
 
 
 @kernel
@@ -144,8 +145,8 @@ def harvest(vq: Any, ring: Any, queue: Any, books: Any) -> int:
     volume = int64(0)
     for index in range(count):
         entry = entries[(begin + index) & (size - 1)]
-        address, number = int64(entry["addr"]), (first + index) & (size - 1)
-        place = (address & ((1 << OFFSET_BITS) - 1)) + (address >> OFFSET_BITS) - HEADER
+        number = (first + index) & (size - 1)
+        place = offset_of(int64(entry["addr"])) - HEADER
         if index >= queue["posted"] or place != places[number]:
             return -1 - FAULT_BASE - DIRECT_ORDER
         poke(memory + place, np.uint64, np.uint64(0))

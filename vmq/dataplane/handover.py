@@ -27,11 +27,17 @@ from typing import Any
 import numpy as np
 
 from vmq.dataplane.classify import note
-from vmq.dataplane.ports import signal
-from vmq.dataplane.reasons import HANDOVER_FULL, HANDOVER_MOVED, TO_GUEST_NO_BUFFER
+from vmq.dataplane.ports import report, signal
+from vmq.dataplane.reasons import (
+    HANDOVER_FULL,
+    HANDOVER_MOVED,
+    TO_GUEST_NO_BUFFER,
+    TO_GUEST_TOO_LONG,
+)
 from vmq.dataplane.split import available
 from vmq.dataplane.state import (
     DELIVERIES,
+    EVENT_WAITS,
     FRAMES,
     HANDOVER_RINGS,
     M32,
@@ -47,6 +53,7 @@ from vmq.dataplane.state import (
     delivery,
     engine,
     frame,
+    nic_queue,
     parcel,
     piece,
     queue,
@@ -54,6 +61,7 @@ from vmq.dataplane.state import (
     ring_state,
     todo,
     virtqueue,
+    vport,
     worker,
 )
 from vmq.jit import at, copy, fence, int64, kernel, load_acquire, load_once, store_release
@@ -132,10 +140,16 @@ def ring_of(w: Any, sender: int, owner: int, hold: int) -> int:
 
 
 @kernel
+def bound(row: Any) -> bool:
+    """Whether the guest's next buffers are the kernel's, and frames of all paths but one wait until it is switched (nic_queue.py)."""
+    return bool(row["nic"] != 0 and row["led"] != 0)
+
+
+@kernel
 def direct(t: Any, w: Any, number: int, hold: int) -> bool:
     """Whether this worker delivers to the receive queue at once, or puts aside (overload.py), and not through a ring."""
     row = at(t["queues"], t["queue_count"], queue)[number]
-    if row["worker"] != w["index"] or row["shared"] or row["former"] != NONE:
+    if row["worker"] != w["index"] or row["shared"] or row["former"] != NONE or bound(row):
         return False
     waits = at(w["todo"], MAX_QUEUES, todo)[number]
     return bool(waits["held"] == 0 or (not hold and waits["held"] == waits["aside"]))
@@ -185,7 +199,7 @@ def ours(t: Any, w: Any, number: int) -> int:
     """Whether a parcel's receive queue is ours to fill: 1, 0 while it is on its way here, NONE if another's."""
     row = at(t["queues"], t["queue_count"], queue)[number]
     if row["former"] == w["index"] or (row["worker"] == w["index"] and row["former"] == NONE):
-        return 1
+        return 0 if bound(row) else 1
     return 0 if row["worker"] == w["index"] else NONE
 
 
@@ -279,6 +293,24 @@ def surplus(w: Any, ring: Any, own: int) -> int:
 
 
 @kernel
+def too_long(t: Any, number: int, length: int) -> bool:
+    """Whether a frame that waits is longer than its guest takes: nobody can have a queue switched by sending such frames."""
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    return bool(bound(row) and length > at(t["vports"], t["vport_count"], vport)[row["vport"]]["frame_max"])
+
+
+@kernel
+def tell_waiting(t: Any, w: Any, number: int) -> None:
+    """A frame waits for a queue to be switched: tell control, once."""
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    if bound(row):
+        own = at(row["nic"], 1, nic_queue)[0]
+        if not own["waits"]:
+            own["waits"] = 1
+            report(w, EVENT_WAITS, int64(row["vport"]), 0)
+
+
+@kernel
 def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
     """Frames of one ring into the round, each noted for its queue; the tail to store when all are delivered."""
     ring = at(address, 1, byte_ring)[0]
@@ -317,8 +349,13 @@ def accept_parcels(t: Any, w: Any, address: int, own: int, hold: int) -> int:
             books["to_guest_drops"][TO_GUEST_NO_BUFFER] += 1
             excess -= 0 if late else 1
             pass_over(w, header, own)
+        elif verdict == 0 and too_long(t, number, int64(header["length"])):
+            books["offered_to_guest"] += 1
+            books["to_guest_drops"][TO_GUEST_TOO_LONG] += 1
+            pass_over(w, header, own)
         elif verdict == 0 or (verdict == 1 and hold and no_room(t, w, number)):
             note_waiting(ring, number)
+            tell_waiting(t, w, number)
             w["parked"] += 1
         elif verdict == 1:
             index = int64(w["frame_count"])

@@ -27,8 +27,9 @@ from vmq.dataplane.handover import (
     parcels_waiting,
     ring_of,
 )
-from vmq.dataplane.lanes import own_burst, rx_burst, tx_burst
+from vmq.dataplane.lanes import own_burst, rx_burst, sign, tx_burst
 from vmq.dataplane.moderate import indicate
+from vmq.dataplane.nic_queue import let_go, lose, place_frames, take, withdraw
 from vmq.dataplane.observe import captures_of
 from vmq.dataplane.overload import fill
 from vmq.dataplane.ports import call, fault
@@ -42,6 +43,7 @@ from vmq.dataplane.state import (
     LANE_ACCOUNT,
     LANE_REPLAY,
     LANE_STATE,
+    LEAVING,
     LED,
     MAX_LANES,
     MAX_QUEUES,
@@ -57,6 +59,7 @@ from vmq.dataplane.state import (
     frame,
     lane,
     lane_state,
+    nic_queue,
     port_state,
     queue,
     queue_state,
@@ -68,6 +71,7 @@ from vmq.dataplane.state import (
 from vmq.dataplane.steer import ruled, steer
 from vmq.dataplane.straight import straight
 from vmq.dataplane.to_guest import EXPECT_STEPS, expect
+from vmq.dataplane.xdp import borrow
 from vmq.jit import (
     at,
     int64,
@@ -265,6 +269,53 @@ def own_round(t: Any, w: Any, number: int) -> int:
 
 
 @kernel
+def led_round(t: Any, w: Any, number: int, own: Any, state: Any) -> int:
+    """What the kernel has placed for receive queue `number` in its own queue of a NIC; whether anything moved."""
+    shared = at(w["engine"], 1, engine)[0]
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    owner, leaving = int64(row["vport"]), int64(row["led"] == LEAVING)
+    vq = at(t["virtqueues"], 2 * t["queue_count"], virtqueue)[2 * number]
+    ring = at(shared["ring_state"], 2 * MAX_QUEUES, ring_state)[2 * number]
+    books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
+    if leaving and not own["withdrawn"]:
+        withdraw(own)
+    if at(shared["port_state"], MAX_VPORTS, port_state)[owner]["fault"] != NO_FAULT:
+        taken = lose(own, state, books)
+    else:
+        taken = place_frames(vq, ring, own, state, books, leaving)
+        if taken < 0:
+            fault(w, owner, vq, -1 - FAULT_BASE - taken)
+        elif taken > 0:
+            indicate(w, row, vq, ring, books, taken, publish(vq, ring))
+    if leaving:
+        let_go(own)
+    return abs(taken)
+
+
+@kernel
+def nic_round(t: Any, w: Any, number: int) -> int:
+    """One burst from the own queue of receive queue `number` in a NIC; whether anything moved."""
+    shared = at(w["engine"], 1, engine)[0]
+    row = at(t["queues"], t["queue_count"], queue)[number]
+    owner, own = int64(row["vport"]), at(row["nic"], 1, nic_queue)[0]
+    place = int64(at(t["vports"], t["vport_count"], vport)[owner]["first_lane"]) + int64(w["index"])
+    source = at(t["lanes"], t["lane_count"], lane)[place]
+    state = at(shared["lane_state"], MAX_LANES, lane_state)[place]
+    taken = int64(0)
+    if row["led"] and not own["free"]:
+        taken = led_round(t, w, number, own, state)
+        if taken or own["bound"] or not own["unfit"]:
+            return taken
+    begin(w)
+    if source["receives"]:
+        taken = borrow(t, w, source, state, own["receive"], int64(own["memory"]), int64(own["bounce"]))
+        sign(w, source, int64(shared["lane_state"]) + place * LANE_STATE + LANE_ACCOUNT)
+        switch(t, w, source)
+        take(own, taken)
+    return taken
+
+
+@kernel
 def direct_round(t: Any, w: Any, number: int) -> int:
     """What the kernel has placed for receive queue `number`, and buffers for what it will; whether anything moved.
 
@@ -274,6 +325,8 @@ def direct_round(t: Any, w: Any, number: int) -> int:
     row = at(t["queues"], t["queue_count"], queue)[number]
     if row["tap"] != NONE:
         return own_round(t, w, number)
+    if row["nic"] != 0:
+        return nic_round(t, w, number)
     owner = int64(row["vport"])
     vq = at(t["virtqueues"], 2 * t["queue_count"], virtqueue)[2 * number]
     if not vq["running"] or at(shared["port_state"], MAX_VPORTS, port_state)[owner]["fault"] != NO_FAULT:

@@ -30,9 +30,9 @@ from vmq.abi.linux import EAGAIN, EBUSY, ENOBUFS, ENOMEM, MSG_DONTWAIT
 from vmq.abi.xdp import XDP_RING_NEED_WAKEUP, desc
 from vmq.dataplane.offload import swap16
 from vmq.dataplane.packet import packet_receive
-from vmq.dataplane.reasons import TO_WIRE_ERROR, TO_WIRE_FULL
+from vmq.dataplane.reasons import FROM_WIRE_ASTRAY, TO_WIRE_ERROR, TO_WIRE_FULL
 from vmq.dataplane.state import BURST, FRAMES, M32, PIECES, frame, piece, super_frame, xdp_socket
-from vmq.dataplane.wire import admit, normalise
+from vmq.dataplane.wire import admit, normalise, refuse
 from vmq.jit import (
     at,
     copy,
@@ -49,6 +49,7 @@ c_sendto = system_call("sendto", 6, wide=True)
 c_recvfrom = system_call("recvfrom", 6, wide=True)
 
 PACKET_TURNS = 16  # a read of an empty packet socket costs as much as some ten frames
+OFFSET_BITS = 48  # of an address: above them, how far the frame begins behind it
 KICKS = 64  # system calls of one burst at most
 
 
@@ -96,9 +97,14 @@ def recycle(xsk: Any) -> None:
 
 
 @kernel
-def borrow(t: Any, w: Any, lane: Any, state: Any, xsk: Any) -> int:
-    """Frames of the receive ring into the round; how many entries."""
-    receive = xsk["receive"]
+def offset_of(address: int) -> int:
+    """Where in the socket's memory a frame begins: how far behind its chunk, if the kernel says that, stands above the offset of that."""
+    return (address & ((1 << OFFSET_BITS) - 1)) + (address >> OFFSET_BITS)
+
+
+@kernel
+def borrow(t: Any, w: Any, lane: Any, state: Any, receive: Any, memory: int, least: int) -> int:
+    """Frames of a receive ring into the round; how many entries. Ours is what begins at `least` of the memory or behind it."""
     frames = at(w["frames"], FRAMES, frame)
     entries = at(receive["entries"], receive["size"], desc)
     first = own_index(receive["consumer"])
@@ -106,11 +112,12 @@ def borrow(t: Any, w: Any, lane: Any, state: Any, xsk: Any) -> int:
     count = max(min((their_index(receive["producer"]) - first) & M32, room), 0)
     for index in range(count):
         entry = entries[(first + index) & (int64(receive["size"]) - 1)]
-        address = int64(xsk["umem"]) + int64(entry["addr"])
+        place = offset_of(int64(entry["addr"]))
         row = frames[w["frame_count"]]
-        if normalise(state, row, address, int64(entry["len"])):
+        if place < least:
+            refuse(state, int64(entry["len"]), FROM_WIRE_ASTRAY)
+        elif normalise(state, row, memory + place, int64(entry["len"])):
             admit(w, lane, state, row, False)
-    xsk["lent"] = count
     return count
 
 
@@ -127,7 +134,8 @@ def xdp_receive(t: Any, w: Any, lane: Any, state: Any) -> int:
     xsk["turn"] += 1
     turn = begun or xsk["turn"] >= PACKET_TURNS
     taken = packet_receive(t, w, lane, state) if turn else int64(0)
-    taken += borrow(t, w, lane, state, xsk)
+    xsk["lent"] = borrow(t, w, lane, state, xsk["receive"], int64(xsk["umem"]), 0)
+    taken += xsk["lent"]
     if taken == 0 and not turn:
         turn = True
         taken = packet_receive(t, w, lane, state)
