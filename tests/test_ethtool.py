@@ -24,6 +24,7 @@ from vmq.ethtool import (
     rule,
     rule_at,
     rules,
+    rules_to,
     switch,
 )
 
@@ -131,7 +132,7 @@ class Table:
     """A NIC with a table of `size` places, behind the kernel's request."""
 
     def __init__(self, size: int, *, finds: bool) -> None:
-        self.size, self.finds = size, finds
+        self.size, self.finds, self.kind = size, finds, et.ETHER_FLOW
         self.rules: dict[int, tuple[bytes, int]] = {}
 
     def __call__(self, _: object, _device: str, body: Any, command: int) -> Any:
@@ -154,6 +155,7 @@ class Table:
         else:
             address, spec["ring_cookie"] = self.rules[place]
             spec["h_u"]["dst"] = np.frombuffer(address, np.uint8)
+            spec["flow_type"], spec["m_u"]["dst"] = self.kind, 255
         return body
 
 
@@ -184,6 +186,17 @@ def test_a_full_table_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     table.rules = dict.fromkeys(range(et.RULES_MAX + 1), (bytes(6), 0))
     with pytest.raises(OSError, match="4097 rules, too many"):
         place_for_rule("eth1")
+
+
+def test_rules_of_this_kind_are_listed_by_address_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, mac = Table(16, finds=False), mac_number("02:00:00:00:00:01")
+    monkeypatch.setattr(ethtool, "_ask", table)
+    assert rules_to("eth1") == {}
+    add_rule("eth1", mac, 3, 5)
+    add_rule("eth1", mac + 1, 4, 6)
+    assert rules_to("eth1") == {mac: 3, mac + 1: 4}
+    table.kind = et.ETHER_FLOW + 1
+    assert rules_to("eth1") == {}
 
 
 @pytest.mark.root

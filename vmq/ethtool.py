@@ -26,6 +26,8 @@ from vmq.abi import ethtool as et
 from vmq.abi.ethernet import ETH_ALEN
 from vmq.errors import HostError
 
+WHOLE = 255  # of each byte of an address, in a mask: every bit of it counts
+
 
 @dataclass(frozen=True)
 class Driver:
@@ -100,7 +102,7 @@ def rule(mac: int, queue: int, location: int) -> Any:
     one = body["fs"]
     one["flow_type"], one["ring_cookie"], one["location"] = et.ETHER_FLOW, queue, location
     one["h_u"]["dst"][0] = np.frombuffer(mac.to_bytes(ETH_ALEN, "little"), np.uint8)
-    one["m_u"]["dst"][0] = 255  # every bit of it counts
+    one["m_u"]["dst"][0] = WHOLE
     return body
 
 
@@ -110,16 +112,33 @@ def place_for_rule(device: str) -> int:
         told = _ask(asked, device, np.zeros(1, et.rxnfc), et.ETHTOOL_GRXCLSRLCNT)[0]
         if int(told["data"]) & et.RX_CLS_LOC_SPECIAL:
             return et.RX_CLS_LOC_ANY
-        listed, count = np.zeros(1, et.rxnfc_all), int(told["rule_cnt"])
-        if count > et.RULES_MAX:  # what is not read might be overwritten
-            raise OSError(errno.E2BIG, f"the table has {count} rules, too many to look through")
-        listed["rule_cnt"] = count  # some drivers look for as many as are asked for, and fail
-        known = _ask(asked, device, listed, et.ETHTOOL_GRXCLSRLALL)[0]
-        taken = {int(place) for place in known["rule_locs"][: int(known["rule_cnt"])]}
-        for place in range(int(known["data"]) - 1, -1, -1):
-            if place not in taken:
-                return place
+        taken, size = _places(asked, device)
+    for place in range(size - 1, -1, -1):
+        if place not in taken:
+            return place
     raise OSError(errno.ENOSPC, "the table of rules has no free place")
+
+
+def _places(asked: socket.socket, device: str) -> tuple[set[int], int]:
+    """Where its rules stand, and how many places there are."""
+    told = _ask(asked, device, np.zeros(1, et.rxnfc), et.ETHTOOL_GRXCLSRLCNT)[0]
+    listed, count = np.zeros(1, et.rxnfc_all), int(told["rule_cnt"])
+    if count > et.RULES_MAX:  # what is not read might be overwritten
+        raise OSError(errno.E2BIG, f"the table has {count} rules, too many to look through")
+    listed["rule_cnt"] = count  # some drivers look for as many as are asked for, and fail
+    known = _ask(asked, device, listed, et.ETHTOOL_GRXCLSRLALL)[0]
+    return {int(place) for place in known["rule_locs"][: int(known["rule_cnt"])]}, int(known["data"])
+
+
+def rules_to(device: str) -> dict[int, int]:
+    """Addresses that rules of this kind lead to a receive queue, and which; OSError from a driver without a table."""
+    found = dict[int, int]()
+    with _asked() as asked:
+        for place in sorted(_places(asked, device)[0]):
+            one = _at(asked, device, place)
+            if one["flow_type"] == et.ETHER_FLOW and (one["m_u"]["dst"] == WHOLE).all():
+                found.setdefault(_address(one), int(one["ring_cookie"]))
+    return found
 
 
 def add_rule(device: str, mac: int, queue: int, location: int) -> int:
@@ -132,11 +151,19 @@ def add_rule(device: str, mac: int, queue: int, location: int) -> int:
 
 def rule_at(device: str, location: int) -> tuple[int, int]:
     """The address and the receive queue of the rule at a place; OSError if there is none."""
+    with _asked() as asked:
+        one = _at(asked, device, location)
+    return _address(one), int(one["ring_cookie"])
+
+
+def _at(asked: socket.socket, device: str, location: int) -> Any:
     body = np.zeros(1, et.rxnfc)
     body["fs"]["location"] = location
-    with _asked() as asked:
-        one = _ask(asked, device, body, et.ETHTOOL_GRXCLSRULE)["fs"][0]
-    return int.from_bytes(one["h_u"]["dst"].tobytes(), "little"), int(one["ring_cookie"])
+    return _ask(asked, device, body, et.ETHTOOL_GRXCLSRULE)["fs"][0]
+
+
+def _address(one: Any) -> int:
+    return int.from_bytes(one["h_u"]["dst"].tobytes(), "little")
 
 
 def delete_rule(device: str, location: int) -> None:

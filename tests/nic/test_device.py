@@ -17,8 +17,8 @@ from vmq.abi.ethernet import mac_number
 from vmq.direct.socket import CHUNK
 from vmq.errors import HostError
 from vmq.linux import PAGE
-from vmq.nic import device
 from vmq.nic.device import HUGE, Nic
+from vmq.uplink.nic_rules import NTUPLE
 from vmq.uplink.xdp_device import STRIPPING
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
@@ -112,7 +112,7 @@ def test_interrupts_and_who_serves_them(root: Path) -> None:
 
 def test_rules_are_switched_back_unless_they_were_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after an error; where they were on, they are not touched: a driver may forget its rules when they go off."""
-    state = {device.NTUPLE: False}
+    state = {NTUPLE: False}
     log: list[bool] = []
 
     def switch(_: str, feature: str, *, on: bool) -> None:
@@ -124,13 +124,13 @@ def test_rules_are_switched_back_unless_they_were_on(monkeypatch: pytest.MonkeyP
 
     def fails() -> None:
         with Nic("eth1", 0).choosing() as was:
-            assert (was, state[device.NTUPLE]) == (False, True)
+            assert (was, state[NTUPLE]) == (False, True)
             raise OSError("in between")
 
     with pytest.raises(OSError, match="in between"):
         fails()
     assert log == [True, False]
-    state[device.NTUPLE] = True
+    state[NTUPLE] = True
     with Nic("eth1", 0).choosing() as was:
         assert was
     assert log == [True, False]

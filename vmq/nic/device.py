@@ -30,11 +30,11 @@ from vmq.direct.socket import CHUNK
 from vmq.doctor.facts import Facts, text
 from vmq.jit import at
 from vmq.uplink import link, netdev
+from vmq.uplink.nic_rules import NTUPLE
 from vmq.uplink.xdp_device import Tags
 from vmq.uplink.xdp_socket import bind, map_rings, register
 from vmq.uplink.xdp_steering import MODES
 
-NTUPLE = "rx-ntuple-filter"
 ENTRIES = 64  # of each ring
 MEMORY = 1 << 21  # of a socket: one page of the large kind
 ODD = 13  # frames of a guest begin anywhere
