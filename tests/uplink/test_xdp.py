@@ -12,6 +12,7 @@ from contextlib import closing
 import pytest
 
 from tests.dataplane.harness_wire import Round, plain
+from tests.direct.harness_nic import Nic
 from tests.uplink.harness_xdp import (
     BROADCAST,
     VM,
@@ -34,6 +35,8 @@ from vmq.bpf.assembler import R0, R1, R2, Code
 from vmq.bpf.link import Link
 from vmq.bpf.program import Program
 from vmq.dataplane import state
+from vmq.direct.memory import GuestMemory
+from vmq.direct.nic_socket import BESIDE, SIZE, NicSocket
 from vmq.uplink import link
 from vmq.uplink.xdp_device import STRIPPING
 
@@ -58,7 +61,8 @@ def test_frames_cross_a_veth_both_ways_with_their_tags_in_order(
             got += wait_for(worker, lane, len(frames[place : place + 100]))
         assert got == frames
         assert engine.call(uplink.status)["verdicts"] == {
-            "steered": len(frames), "group": 0, "nobody": 0, "direct": 0, "no_socket": 0, "too_long": 0, "runt": 0
+            "steered": len(frames), "group": 0, "nobody": 0, "direct": 0, "no_socket": 0, "too_long": 0, "runt": 0,
+                "own_queue": 0,
         }  # fmt: skip
 
         sent = [plain(number, 60 + number) for number in range(1, 300)]
@@ -401,3 +405,30 @@ def test_an_announcement_leaves(wires: tuple[Namespace, Namespace]) -> None:
         uplink.send(plain(9))
         assert host.recv(100) == plain(9)
         assert struct.unpack(">H", plain(9)[14:16]) == (9,)
+
+
+def test_a_vms_own_socket_gets_its_frames_and_what_it_lost_stays_counted() -> None:
+    with Namespace("engine") as engine, Namespace("peer") as peer:
+        for host in (engine, peer):
+            host.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        with Nic(engine, peer, device="left0") as nic, closing(opened(engine)) as uplink:
+            memory = GuestMemory([], BESIDE)
+            own = engine.call(lambda: NicSocket(nic.index, 2, memory, 1514))
+            nic.rule(VM, 2)
+            uplink.follow({(VM, 0)})
+            engine.call(lambda: uplink.join(own))
+            engine.call(lambda: uplink.lead_own(3, {(VM, 0)}, 2, 1514))
+            for first in range(0, SIZE, 128):
+                nic.send(*(plain(first + number) for number in range(128)))
+                until(lambda first=first: own.received() == first + 128)  # type: ignore[misc]
+            nic.send(plain(1), plain(2))
+            until(lambda: engine.call(uplink.status)["statistics"]["rx_dropped"] == 2)
+            assert engine.call(uplink.status)["verdicts"]["own_queue"] == SIZE + 2
+            engine.call(lambda: uplink.unlead(3))
+            engine.call(lambda: uplink.part(own))
+            own.close()
+            memory.close()
+            assert engine.call(uplink.status)["statistics"]["rx_dropped"] == 2
+            nic.send(plain(3))  # by packet sockets: nobody of ours is on that queue
+            assert wait_for(Round(), uplink.lanes[0], 1) == [plain(3)]
+            uplink.part(own)  # it was told before

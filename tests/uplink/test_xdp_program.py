@@ -17,13 +17,14 @@ from vmq.abi.ethernet import mac_number
 from vmq.abi.xdp import AF_XDP
 from vmq.bpf.maps import counters, device_map, hash_map, socket_map
 from vmq.bpf.program import Program
-from vmq.dataplane.state import VID_SHIFT
+from vmq.dataplane.state import MAX_VPORTS, VID_SHIFT
 from vmq.uplink import xdp_program
-from vmq.uplink.xdp_program import VERDICTS, steering, watcher
+from vmq.uplink.xdp_program import VERDICTS, steering, to_own_queue, to_pair, watcher
 
 pytestmark = pytest.mark.root
 LONGEST = 1792
 PRESENT, PAIR = bytes(4), 3
+REDIRECTED = ("steered", "direct", "own_queue")
 
 
 class Kernel:
@@ -36,7 +37,8 @@ class Kernel:
             self.filters.update((mac_number(mac) | vlan << VID_SHIFT).to_bytes(8, "little"), PRESENT)
             self.addresses.update(mac_number(mac).to_bytes(8, "little"), PRESENT)
         self.pairs = device_map("pairs", 8)
-        code = steering(self.filters, self.sockets, self.pairs, self.counted, LONGEST)
+        self.own = socket_map("own", 2)
+        code = steering(self.filters, self.sockets, self.pairs, self.own, self.counted, LONGEST)
         self.steer = Program(bpf.BPF_PROG_TYPE_XDP, "steer", code)
         self.watch = Program(bpf.BPF_PROG_TYPE_SOCKET_FILTER, "watch", watcher(self.addresses))
         self.socket = socket.socket(AF_XDP, socket.SOCK_RAW)
@@ -51,8 +53,17 @@ class Kernel:
         moved = [self.counted.total(index) - count for index, count in enumerate(before)]
         assert sorted(moved) == [0] * (len(VERDICTS) - 1) + [1]
         name = VERDICTS[moved.index(1)][0]
-        assert run.verdict == (bpf.XDP_REDIRECT if name in ("steered", "direct") else bpf.XDP_PASS)
+        assert run.verdict == (bpf.XDP_REDIRECT if name in REDIRECTED else bpf.XDP_PASS)
         return name
+
+    def lead(self, mac: str, vlan: int, value: int) -> None:
+        """Have a filter lead somewhere else."""
+        key = (mac_number(mac) | vlan << VID_SHIFT).to_bytes(8, "little")
+        self.filters.update(key, value.to_bytes(4, "little"))
+
+    def own_socket(self, queue: int) -> None:
+        """A VM has a socket on this NIC queue."""
+        self.own.update(queue.to_bytes(4, "little"), self.socket.fileno().to_bytes(4, "little"))
 
     def watched(self, data: bytes) -> bool:
         """Whether a packet socket takes the frame."""
@@ -67,6 +78,7 @@ class Kernel:
             self.addresses,
             self.sockets,
             self.pairs,
+            self.own,
             self.counted,
             self.steer,
             self.watch,
@@ -171,10 +183,60 @@ def test_verdicts_have_the_numbers_of_their_names():
 def test_a_direct_filter_leads_to_its_pair_and_without_one_to_the_kernel() -> None:
     """The loopback device stands for a near end: a program is run, and nothing sent."""
     with Kernel([(A, 0), (B, 0)]) as kernel:
-        key = (mac_number(A) | 0 << VID_SHIFT).to_bytes(8, "little")
-        kernel.filters.update(key, (PAIR + 1).to_bytes(4, "little"))
+        kernel.lead(A, 0, to_pair(PAIR))
         assert kernel.verdict(frame(A, B)) == "no_socket"
         kernel.pairs.update(PAIR.to_bytes(4, "little"), socket.if_nametoindex("lo").to_bytes(4, "little"))
         assert kernel.verdict(frame(A, B)) == "direct"
         assert kernel.verdict(frame(B, A)) == "steered"
         assert kernel.verdict(frame(BROADCAST, A)) == "group"
+
+
+def test_frames_to_a_vm_with_a_queue_of_its_own_reach_its_socket_and_no_others_do() -> None:
+    """A program that is run sees queue 0. Every address in every VLAN: what was steered goes to the VM's own socket, if it is that VM's."""
+    cases = list(itertools.product([A, B, C, D, NOBODY, BROADCAST, MULTICAST, LINK_LOCAL], TAGS))
+    frames = [frame(to, NOBODY, vlan=tag, fill=number) for number, (to, tag) in enumerate(cases)]
+    with Kernel(FILTERS) as kernel:
+        before = [kernel.verdict(data) for data in frames]
+        kernel.lead(C, 5, to_own_queue(0, LONGEST))
+        kernel.own_socket(0)
+        after = [kernel.verdict(data) for data in frames]
+    own = [to == C and tag is not None and tag & 4095 == 5 for to, tag in cases]
+    assert sum(own) == 2
+    assert after == ["own_queue" if mine else verdict for mine, verdict in zip(own, before, strict=True)]
+    assert all(verdict == "steered" for mine, verdict in zip(own, before, strict=True) if mine)
+
+
+def test_by_another_queue_they_come_as_ever_and_without_a_socket_to_the_kernel() -> None:
+    with Kernel([(A, 0), (B, 0)]) as kernel:
+        kernel.lead(A, 0, to_own_queue(0, LONGEST))
+        assert kernel.verdict(frame(A, B)) == "no_socket"
+        kernel.own_socket(1)
+        kernel.lead(A, 0, to_own_queue(1, LONGEST))
+        assert kernel.verdict(frame(A, B)) == "steered"
+    with Kernel([(A, 0), (B, 0)], with_socket=False) as kernel:
+        kernel.own_socket(0)
+        kernel.lead(A, 0, to_own_queue(0, LONGEST))
+        assert (kernel.verdict(frame(A, B)), kernel.verdict(frame(B, A))) == ("own_queue", "no_socket")
+
+
+@pytest.mark.parametrize(("data", "verdict"), [
+    (frame(A, B, size=1000), "own_queue"),
+    (frame(A, B, size=1001), "too_long"),
+    (frame(A, B, vlan=0, size=1000), "own_queue"),
+    (frame(A, B, vlan=0, size=1001), "too_long"),
+    (frame(A, B)[:14], "own_queue"),
+    (frame(A, B, vlan=0)[:17], "runt"),
+], ids=str)  # fmt: skip
+def test_longer_frames_than_its_guest_takes_go_to_the_kernel(data: bytes, verdict: str) -> None:
+    """A tag does not count, and `frame` adds one to so many bytes."""
+    with Kernel([(A, 0)]) as kernel:
+        kernel.own_socket(0)
+        kernel.lead(A, 0, to_own_queue(0, 1000))
+        assert kernel.verdict(data) == verdict
+
+
+def test_the_value_of_a_filter_has_room_for_any_queue_and_length() -> None:
+    values = {to_own_queue(queue, length) for queue in (0, 1, 65535) for length in (14, 1518, 32767)}
+    assert len(values) == 9
+    assert min(values) > to_pair(MAX_VPORTS)
+    assert max(values) < 1 << 32

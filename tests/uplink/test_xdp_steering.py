@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
 from vmq.abi.ethernet import mac_number
+from vmq.abi.xdp import AF_XDP
 from vmq.dataplane.state import VID_SHIFT
 from vmq.uplink import xdp_steering
+from vmq.uplink.xdp_program import to_own_queue
 from vmq.uplink.xdp_steering import XdpSteering
 
 pytestmark = pytest.mark.root
@@ -31,7 +34,7 @@ def test_a_filter_that_becomes_direct_leads_elsewhere_and_back() -> None:
         assert steering.follow({(A, 0), (A, 5)}, direct={(A, 5): 7}) == ""
         values = {key: steering.filters.lookup(key) for key in list(steering.filters.keys())}
         assert {int.from_bytes(key, "little"): int.from_bytes(value or b"", "little") for key, value in values.items()} == {
-            A: 0, A | 5 << 48: 8
+            A: 0, A | 5 << 48: 7
         }  # fmt: skip
         steering.follow({(A, 0), (A, 5)})
         assert steering.filters.lookup((A | 5 << 48).to_bytes(8, "little")) == bytes(4)
@@ -69,3 +72,19 @@ def test_closing_gives_everything_back_and_may_be_repeated():
     steering.close()
     steering.close()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_vms_own_socket_stands_in_a_map_of_its_own() -> None:
+    """A program that is run sees queue 0."""
+    steering, told = XdpSteering(2, 1514), []
+    data = A.to_bytes(6, "little") + bytes(54)
+    with socket.socket(AF_XDP, socket.SOCK_RAW) as one:
+        try:
+            steering.follow({(A, 0)}, direct={(A, 0): to_own_queue(0, 1514)})
+            for change in (lambda: steering.serve_own(0, one.fileno()), lambda: steering.forget_own(0)):
+                change()
+                steering.program.run(data)
+                told.append({name: count for name, count in steering.verdicts().items() if count})
+        finally:
+            steering.close()
+    assert told == [{"own_queue": 1}, {"own_queue": 1, "no_socket": 1}]

@@ -15,7 +15,7 @@ from vmq.abi import bpf
 from vmq.abi.ethernet import ETH_HLEN, ETH_TYPE_OFFSET, MAC_GROUP_BIT, TPID_8021Q_LE, VLAN_HLEN
 from vmq.bpf.assembler import BYTE, HALF, R0, R1, R2, R6, R7, R8, WORD, Code
 from vmq.bpf.maps import Map
-from vmq.uplink.xdp_program import KEY, count, frame_key, look_up, need, redirect
+from vmq.uplink.xdp_program import KEY, count, frame_key, leave_out_tag, look_up, need, redirect
 
 # (name, what became of the frame), in the order of the counters.
 VERDICTS: tuple[tuple[str, str], ...] = (
@@ -51,7 +51,7 @@ def landing(filters: Map, sockets: Map, counted: Map, longest: int, *, strip: bo
     code.copy(R1, R8)
     code.let(R1, "-=", R7, register=True)
     if not strip:
-        _leave_out_tag(code)
+        leave_out_tag(code)
     code.jump_if("too_long", R1, ">", longest)
     code.let(R2, "=", 0)
     redirect(code, sockets, PLACED, bpf.XDP_DROP, NO_SOCKET)
@@ -80,14 +80,6 @@ def _strip(code: Code) -> None:
     code.load_field(R7, R6, bpf.xdp_md, "data")
     code.load_field(R8, R6, bpf.xdp_md, "data_end")
     code.label("untagged here")
-
-
-def _leave_out_tag(code: Code) -> None:
-    """Of R1, the length of the frame at R7: its 802.1Q tag, if it has one. A buffer has room for that, too."""
-    code.load(R2, R7, ETH_TYPE_OFFSET, HALF)
-    code.jump_if("length", R2, "!=", TPID_8021Q_LE)
-    code.let(R1, "-=", VLAN_HLEN)
-    code.label("length")
 
 
 def mark() -> bytes:

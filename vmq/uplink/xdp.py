@@ -24,8 +24,9 @@ import logging
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Collection
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from vmq import ethtool
 from vmq.abi import netdevice as nd
@@ -37,7 +38,9 @@ from vmq.errors import HostError, VmqError
 from vmq.jit import at
 from vmq.uplink import link, xdp_device
 from vmq.uplink.base import setting
+from vmq.uplink.nic_rules import NicRules
 from vmq.uplink.packet import PacketUplink
+from vmq.uplink.xdp_program import to_own_queue, to_pair
 from vmq.uplink.xdp_socket import LISTS, XdpSocket, chunk_for
 from vmq.uplink.xdp_steering import XdpSteering
 
@@ -55,6 +58,16 @@ _REMEDIES = {
 _BIND = {"auto": 0, "on": xdp.XDP_ZEROCOPY, "off": xdp.XDP_COPY}
 
 
+class OwnSocket(Protocol):
+    """An AF_XDP socket on a NIC queue that is one VM's."""
+
+    queue: int
+
+    def fileno(self) -> int: ...
+
+    def statistics(self) -> dict[str, int]: ...
+
+
 class XdpUplink(PacketUplink):
     """Lanes on the AF_XDP sockets and packet sockets of one device."""
 
@@ -67,7 +80,15 @@ class XdpUplink(PacketUplink):
         self._tags: xdp_device.Tags | None = None
         self._filters: Collection[tuple[int, int]] = ()
         self._wants_everything = False
-        self._direct: dict[tuple[int, int], int] = {}  # filters that lead to a VM's pair, and its number
+        self._leads: dict[
+            int, dict[tuple[int, int], int]
+        ] = {}  # by VM port: filters that lead to something of its own
+        self._own_sockets: list[OwnSocket] = []
+        self._own_queues: dict[
+            int, dict[int, int]
+        ] = {}  # by VM port: its addresses, and the NIC queue they are to come by
+        self.rules = NicRules(config.device)
+        self._past: Counter[str] = Counter()  # what the kernel counted for those that are closed
         self._own, self._look = 0, 0.0  # the device's address; when it is looked at next
         self._why = self._why_mode = self._why_everything = ""
         self._everything = True
@@ -169,7 +190,8 @@ class XdpUplink(PacketUplink):
         """Have the program, and what packet sockets take, follow the filters."""
         if self.steering is None:
             return
-        self._why_everything = self.steering.follow(self._filters, self._own, self._direct) or self._why
+        led = {key: value for filters in self._leads.values() for key, value in filters.items()}
+        self._why_everything = self.steering.follow(self._filters, self._own, led) or self._why
         if not self._why_everything and self._wants_everything:
             self._why_everything = "a receive filter or a VM takes frames to other addresses"
         if bool(self._why_everything) != self._everything:
@@ -181,6 +203,11 @@ class XdpUplink(PacketUplink):
         """Whether a program in the kernel finds the frames for VMs."""
         return self.steering is not None and bool(self.steering.mode)
 
+    @property
+    def mode(self) -> str:
+        """How the program is attached; empty without."""
+        return self.steering.mode if self.steering is not None else ""
+
     def pair(self, number: int, index: int) -> None:
         """The near end of the pair of VM port `number`, in the namespace of who asks."""
         if self.steering is not None:
@@ -188,14 +215,40 @@ class XdpUplink(PacketUplink):
 
     def lead(self, number: int, filters: Collection[tuple[int, int]]) -> None:
         """Lead frames to these filters into the pair of a VM port, and no others."""
-        self._direct = {one: other for one, other in self._direct.items() if other != number}
-        self._direct |= dict.fromkeys(filters, number)
+        self._leads[number] = dict.fromkeys(filters, to_pair(number))
         self._steer()
+
+    def lead_own(self, number: int, filters: Collection[tuple[int, int]], queue: int, longest: int) -> None:
+        """Lead frames to these filters to a VM port's own socket on a NIC queue, and no others; none longer, without its tag."""
+        self._leads[number] = dict.fromkeys(filters, to_own_queue(queue, longest))
+        self._own_queues[number] = {mac: queue for mac, _ in filters}
+        self._steer()
+        self._rule()
 
     def unlead(self, number: int) -> None:
         """Frames come by our own sockets again, from when no processor runs the program with what it read before."""
-        self._direct = {one: other for one, other in self._direct.items() if other != number}
+        self._leads.pop(number, None)
+        if self._own_queues.pop(number, None) is not None:
+            self._rule()
         self._steer()
+
+    def _rule(self) -> None:
+        """Have the NIC's rules follow."""
+        self.rules.follow({mac: queue for one in self._own_queues.values() for mac, queue in one.items()})
+
+    def join(self, one: OwnSocket) -> None:
+        """A VM's own socket on a NIC queue, before a filter leads there."""
+        if self.steering is not None:
+            self.steering.serve_own(one.queue, one.fileno())
+        self._own_sockets.append(one)
+
+    def part(self, one: OwnSocket) -> None:
+        """It is about to be closed; nothing leads there any more."""
+        if one in self._own_sockets:
+            self._own_sockets.remove(one)
+            self._past.update(one.statistics())
+            if self.steering is not None:
+                self.steering.forget_own(one.queue)
 
     def tick(self) -> None:
         """See now and then whether the device is there, leaves tags in and has its address still."""
@@ -242,8 +295,8 @@ class XdpUplink(PacketUplink):
         return super().lost() + counted.get("rx_dropped", 0) + counted.get("rx_ring_full", 0)
 
     def _statistics(self) -> dict[str, int]:
-        each = [one.statistics() for one in self.sockets]
-        return {name: sum(one[name] for one in each) for name in (each[0] if each else ())}
+        each = [one.statistics() for one in (*self.sockets, *self._own_sockets)]
+        return {name: self._past[name] + sum(one[name] for one in each) for name in (each[0] if each else ())}
 
     def status(self) -> dict[str, Any]:
         told = super().status()
@@ -297,6 +350,7 @@ class XdpUplink(PacketUplink):
 
     def _disengage(self) -> None:
         """Take the program off the device, then close what it led to."""
+        self.rules.close()
         if self.steering is not None:
             self.steering.close()
             self.steering = None

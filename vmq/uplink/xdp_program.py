@@ -5,6 +5,7 @@
     group address            ──► kernel: the host has it, and the engine its copy by a packet socket
     (MAC, VLAN) of a VM      ──► the AF_XDP socket of its NIC queue; without a socket there, the kernel
     the same, if it is direct ─► the VM's own pair (vmq/direct/); without one there, the kernel
+    the same, on its own NIC queue ► the VM's own socket there; longer than its guest takes, the kernel
     anything else            ──► kernel: the host keeps its NIC
 
 The lookup is the engine's own: the key is `bucket.key` of dataplane/state.py, the address and the VLAN of an 802.1Q tag
@@ -40,16 +41,32 @@ VERDICTS: tuple[tuple[str, str], ...] = (
     ("no_socket", "for a VM, on a NIC queue without a socket: to the kernel, and to the engine as a copy"),
     ("too_long", "longer than a buffer: to the kernel"),
     ("runt", "shorter than its Ethernet header or tag: to the kernel"),
+    ("own_queue", "the address of a VM, on the NIC queue that is its own: to its socket"),
 )
-STEERED, GROUP, NOBODY, DIRECT, NO_SOCKET, TOO_LONG, RUNT = range(len(VERDICTS))
-SOCKET = 0  # what a filter leads to, if not to a pair
+STEERED, GROUP, NOBODY, DIRECT, NO_SOCKET, TOO_LONG, RUNT, OWN_QUEUE = range(len(VERDICTS))
+SOCKET = 0  # what a filter leads to, if not to a pair or a socket of the VM's own
+OWN_BIT, LENGTH_BIT = (
+    31,
+    16,
+)  # of a value: it is for a socket of its own; where the longest frame stands, above the NIC queue
+LENGTH_MASK, QUEUE_MASK = (1 << 15) - 1, (1 << 16) - 1
 KEY, VERDICT = -8, -16  # places on the stack
 
 
-def steering(filters: Map, sockets: Map, pairs: Map, counted: Map, longest: int) -> Code:
+def to_pair(number: int) -> int:
+    """The value of a filter that leads to this pair."""
+    return number + 1
+
+
+def to_own_queue(queue: int, longest: int) -> int:
+    """The value of a filter that leads to the VM's own socket, on this NIC queue; on others as SOCKET does."""
+    return 1 << OWN_BIT | longest << LENGTH_BIT | queue
+
+
+def steering(filters: Map, sockets: Map, pairs: Map, own_sockets: Map, counted: Map, longest: int) -> Code:
     """The XDP program. `longest`: bytes of a frame, tag included, that a socket takes.
 
-    The value of a filter is SOCKET, or one more than the number of a pair.
+    The value of a filter is SOCKET, `to_pair()` or `to_own_queue()`.
     """
     code = Code()
     code.copy(R6, R1)
@@ -64,8 +81,14 @@ def steering(filters: Map, sockets: Map, pairs: Map, counted: Map, longest: int)
     frame_key(code)
     look_up(code, filters, KEY, "nobody")
     code.load(R2, R0, 0, WORD)
-    code.jump_if("direct", R2, "!=", SOCKET)
-    code.load_field(R2, R6, bpf.xdp_md, "rx_queue_index")
+    code.load_field(R3, R6, bpf.xdp_md, "rx_queue_index")
+    code.jump_if("socket", R2, "==", SOCKET)
+    code.copy(R1, R2)
+    code.let(R1, ">>=", OWN_BIT)
+    code.jump_if("direct", R1, "==", 0)
+    _own_queue(code, own_sockets)
+    code.label("socket")
+    code.copy(R2, R3)
     redirect(code, sockets, STEERED, bpf.XDP_PASS, NO_SOCKET)
     code.label("direct")
     code.let(R2, "-=", 1)
@@ -78,6 +101,30 @@ def steering(filters: Map, sockets: Map, pairs: Map, counted: Map, longest: int)
             code.jump("count")
     count(code, counted)
     return code
+
+
+def _own_queue(code: Code, own_sockets: Map) -> None:
+    """The frame is for a VM with the NIC queue in R2; it has come by that in R3: by another one, it goes on at "socket"."""
+    code.copy(R1, R2)
+    code.let(R1, "&=", QUEUE_MASK)
+    code.jump_if("socket", R1, "!=", R3, register=True)
+    code.copy(R5, R2)
+    code.let(R5, ">>=", LENGTH_BIT)
+    code.let(R5, "&=", LENGTH_MASK)
+    code.copy(R1, R8)
+    code.let(R1, "-=", R7, register=True)
+    leave_out_tag(code)
+    code.jump_if("too_long", R1, ">", R5, register=True)
+    code.copy(R2, R3)
+    redirect(code, own_sockets, OWN_QUEUE, bpf.XDP_PASS, NO_SOCKET)
+
+
+def leave_out_tag(code: Code) -> None:
+    """Of R1, the length of the frame at R7: its 802.1Q tag, if it has one. A buffer has room for that, too."""
+    code.load(R2, R7, ETH_TYPE_OFFSET, HALF)
+    code.jump_if("length", R2, "!=", TPID_8021Q_LE)
+    code.let(R1, "-=", VLAN_HLEN)
+    code.label("length")
 
 
 def need(code: Code, length: int) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of an xdp uplink in the kernel: attached, told which addresses are VMs', counted, taken off.
 
-    filters    (MAC | VLAN << 48) → SOCKET, or 1 + the number of a pair     what the XDP program redirects
+    filters    (MAC | VLAN << 48) → SOCKET, a pair, or a NIC queue of its own     what the XDP program redirects
     addresses  MAC → anything                    what packet sockets take besides groups
     sockets    NIC queue → AF_XDP socket
     pairs      number of a VM port → near end of its pair (vmq/direct/)
+    own        NIC queue → AF_XDP socket of the VM that the queue is for (vmq/direct/)
     verdicts   frames by verdict
 
 The maps are empty when the program is attached, so every frame goes on to the kernel as before, and each becomes ours
@@ -46,8 +47,9 @@ class XdpSteering:
             self.addresses = self._keep(hash_map("vmq_addresses", FILTERS_MAX, KEY_BYTES, VALUE_BYTES))
             self.sockets = self._keep(socket_map("vmq_sockets", queues))
             self.pairs = self._keep(device_map("vmq_pairs", MAX_VPORTS))
+            self.own = self._keep(socket_map("vmq_own_sockets", queues))
             self.counted = self._keep(counters("vmq_verdicts", len(VERDICTS)))
-            code = steering(self.filters, self.sockets, self.pairs, self.counted, longest)
+            code = steering(self.filters, self.sockets, self.pairs, self.own, self.counted, longest)
             self.program = Program(bpf.BPF_PROG_TYPE_XDP, "vmq_steering", code)
             self._open.append(self.program)
             self.watcher = Program(bpf.BPF_PROG_TYPE_SOCKET_FILTER, "vmq_watcher", watcher(self.addresses))
@@ -93,23 +95,27 @@ class XdpSteering:
         """The near end of a VM port's pair, in the namespace that we are in; before a filter leads there."""
         self.pairs.update(number.to_bytes(4, "little"), index.to_bytes(4, "little"))
 
+    def serve_own(self, queue: int, descriptor: int) -> None:
+        """The VM whose filters lead to this NIC queue has this socket there."""
+        self.own.update(queue.to_bytes(4, "little"), descriptor.to_bytes(4, "little"))
+
+    def forget_own(self, queue: int) -> None:
+        """It has none any more."""
+        self.own.delete(queue.to_bytes(4, "little"))
+
     def follow(
         self,
         filters: Collection[tuple[int, int]],
         own: int = 0,
         direct: Mapping[tuple[int, int], int] | None = None,
     ) -> str:
-        """These (address, VLAN id) are VMs', but `own` is the host's; those that are `direct` lead to the pair of this number.
+        """These (address, VLAN id) are VMs', but `own` is the host's; those that are `direct` lead to what the value says.
 
         Why not all of them, or nothing.
         """
         led = direct or {}
         unicast = [(mac, vid) for mac, vid in filters if not mac & MAC_GROUP_BIT]
-        steered = {
-            mac | vid << VID_SHIFT: led[mac, vid] + 1 if (mac, vid) in led else SOCKET
-            for mac, vid in unicast
-            if mac != own
-        }
+        steered = {mac | vid << VID_SHIFT: led.get((mac, vid), SOCKET) for mac, vid in unicast if mac != own}
         why = bring_about(self.addresses, self._addresses, {mac: SOCKET for mac, _ in unicast})
         return bring_about(self.filters, self._followed, steered) or why
 
