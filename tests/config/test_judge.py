@@ -54,6 +54,22 @@ def test_a_mac_may_come_again_in_another_segment() -> None:
     assert list(config.vms) == ["a", "b", "c", "d"]
 
 
+def test_a_nic_queue_is_one_vms_on_an_xdp_uplink() -> None:
+    xdp = "[uplink.wan]\nkind = 'xdp'\ndevice = 'eth1'\n"
+    assert wrong(tap("lan", "t0") + vm("a", A, uplink="lan", nic_queue=3) + vm("b", B, nic_queue=3)) == [
+        f"[vm.{name}] nic_queue: its uplink is not of kind xdp. Remedy: Choose such an uplink, or remove it"
+        for name in "ab"
+    ]
+    assert wrong(
+        xdp + "".join(vm(name, mac, uplink="wan", nic_queue=3) for name, mac in (("a", A), ("b", B)))
+    ) == [
+        (
+            "[vm.b] nic_queue: queue 3 of [uplink.wan] belongs to [vm.a] already. "
+            "Remedy: Give each VM a queue of its own"
+        )
+    ]
+
+
 def test_an_uplink_that_does_not_exist_is_named_with_those_that_do() -> None:
     """The remedy is in reach of who reads it."""
     assert wrong(tap("lan", "t0") + vm("a", A, uplink="wan")) == [

@@ -142,6 +142,7 @@ OTHER: dict[
         "overload": "hold",
         "overload_frames": 9,
         "placement": "direct",
+        "nic_queue": 3,
         "indications": 3_000,
         "indication_frames": 5,
         "spoof_check": False,
@@ -227,6 +228,7 @@ def test_what_is_changed_is_in_effect_as_it_was_asked_for(
     assert differ == {
         ("Engine", "placement"),
         ("Vm", "placement"),
+        ("Vm", "nic_queue"),
         ("Vm", "offloads"),
         ("Vm", "queue_pairs"),
         ("Vm", "qmp_nic"),

@@ -70,7 +70,7 @@ def port(kind: str) -> Any:
     engine: Any = SimpleNamespace(uplinks={"lan": SimpleNamespace(uplink=uplink)})
     return SimpleNamespace(
         engine=engine, name="a", mtu=1500, running=[0], fault="", observed=SimpleNamespace(any=False), uplink=uplink,
-        config=SimpleNamespace(uplink="lan", placement="direct", overload="drop-newest", accept=[], vlan=None),
+        config=SimpleNamespace(uplink="lan", placement="direct", overload="drop-newest", accept=[], vlan=None, nic_queue=None),
         queues=[SimpleNamespace(shared=False, former=state.NONE)],
         home=SimpleNamespace(effects=SimpleNamespace(entry=SimpleNamespace(tests=[]))),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM never gets a byte of a frame that is not its own, whoever writes it, the kernel or the engine, and whatever happens.
 
-    host0 ─ wire0 ─┬─ attacker  direct
+    host0 ─ wire0 ─┬─ attacker  direct: by a pair; or by a NIC queue of its own, by which all frames of others come, too
                    ├─ third     direct, in VLAN 5
                    └─ peer      switched
 
@@ -24,12 +24,13 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
+from tests.direct.harness_nic import Nic
 from tests.hostile.arena import MACS, PATIENCE, until, until_equal
 from tests.hostile.test_memory import own_region, table
 from tests.vm.lab.canaries import ANY_TIME, Watched, letter
 from tests.vm.lab.engine import EngineProcess
 from tests.vm.lab.netns import Namespace
-from tests.vm.test_direct import DIRECT, is_placed
+from tests.vm.test_direct import DIRECT, is_placed, placement
 from tests.vm.test_xdp import UPLINK, WIRE, reload, station, tagged, vm
 from vmq.abi.vhost_user import Request
 from vmq.abi.virtio import vring_desc
@@ -39,6 +40,7 @@ from vmq.guest.rings import WRITE
 
 pytestmark = pytest.mark.root
 MTU = "mtu = 1500"
+QUEUE = 2
 WIDE = 3000  # of the wire: what is too long for a VM has to come as far as the programs
 VMS = {"attacker": f"{DIRECT}\n{MTU}", "third": f"vlan = 5\n{DIRECT}\n{MTU}", "peer": MTU}
 PLACED = "attacker", "third"
@@ -50,22 +52,19 @@ ROUNDS, ROUND = 30, 24  # rounds of so many frames to each guest, and three time
 Due = list[tuple[bytes, bytes]]  # as a frame is sent, and as its guest is to get it
 
 
-def configuration(**other: str) -> str:
-    return UPLINK + "".join(vm(name, keys) for name, keys in (VMS | other).items())
-
-
 class Stage:
-    """An engine, its wire and three guests, of which two are direct."""
+    """An engine, its wire and three guests, of which two are direct; `own`: the attacker by a NIC queue of its own."""
 
-    def __init__(self, folder: Path, ends: tuple[Namespace, Namespace]) -> None:
+    def __init__(self, folder: Path, ends: tuple[Namespace, Namespace], *, own: bool = False) -> None:
         near, far = ends
+        self.vms = VMS | ({"attacker": f"{VMS['attacker']}\nnic_queue = {QUEUE}"} if own else {})
         near.run("ip", "link", "set", "wire0", "mtu", str(WIDE))
         far.run("ip", "link", "set", "host0", "mtu", str(WIDE))
         self.folder, self.draw = folder, random.Random(1)
         self.gone: list[Watched] = []  # guests that are not there any more; the test still has their memory
         self._stack = ExitStack()
         try:
-            self.engine = self._stack.enter_context(EngineProcess(folder, configuration(), near))
+            self.engine = self._stack.enter_context(EngineProcess(folder, self.configuration(), near))
             self.wire: socket.socket = self._stack.enter_context(station(far))
             self.guests = {name: self.new(name, seed).start() for seed, name in enumerate(VMS)}
             for name in PLACED:
@@ -73,6 +72,9 @@ class Stage:
         except BaseException:
             self._stack.close()
             raise
+
+    def configuration(self, **other: str) -> str:
+        return UPLINK + "".join(vm(name, keys) for name, keys in (self.vms | other).items())
 
     def new(self, name: str, seed: int, **options: Any) -> Watched:
         """A guest that is not there yet."""
@@ -104,8 +106,10 @@ class Stage:
         chosen = list(itertools.islice(itertools.cycle(sizes), count))
         return {name: self.due(name, chosen) for name in self.guests}
 
-    def verdict(self, name: str) -> int:
-        return int(self.engine.show("uplinks")["wire"]["verdicts"][name])
+    def led(self) -> int:
+        """Frames that the NIC's program has led to where the kernel places them."""
+        verdicts = self.engine.show("uplinks")["wire"]["verdicts"]
+        return int(verdicts["direct"] + verdicts["own_queue"])
 
     def too_long(self) -> int:
         """Frames that were counted so, of all guests."""
@@ -133,10 +137,18 @@ class Stage:
         self._stack.close()
 
 
-@pytest.fixture
-def stage(tmp_path: Path, ends: tuple[Namespace, Namespace]) -> Iterator[Stage]:
-    with Stage(tmp_path, ends) as made:
-        yield made
+@pytest.fixture(params=["pair", "nic_queue"])
+def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    if request.param == "pair":
+        with Stage(tmp_path, request.getfixturevalue("ends")) as made:
+            yield made
+        return
+    with Namespace("near") as near, Namespace("far") as far:
+        for end in (near, far):
+            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+        with Nic(near, far, device="wire0", otherwise=QUEUE), Stage(tmp_path, (near, far), own=True) as made:
+            assert placement(made.engine, "attacker")["why"] == "by a NIC queue of its own"
+            yield made
 
 
 # --- frames of nobody -----------------------------------------------------------------------------------------
@@ -256,7 +268,7 @@ def test_a_flood_of_frames_for_others_leaves_no_byte_in_a_guest(stage: Stage, fl
     if flood == "too_long":  # some come as far as a pair, and all are named
         until_equal(stage.too_long, ROUNDS * ROUND * 3)
     else:
-        assert stage.verdict("direct") == due
+        assert stage.led() == due
     stage.check_at_last()
 
 
@@ -302,8 +314,8 @@ def late(stage: Stage, name: str) -> AbstractContextManager[None]:
 def test_reloads_that_make_vms_switched_and_direct_again_leave_no_byte_in_another(stage: Stage) -> None:
     with flood(stage):
         for wanted in ("switched", "direct") * 3:
-            keys = {name: VMS[name].replace("direct", wanted) for name in PLACED}
-            stage.engine.configure(configuration(**keys))
+            keys = {name: stage.vms[name].replace("direct", wanted) for name in PLACED}
+            stage.engine.configure(stage.configuration(**keys))
             stage.engine.reload()
             deadline = time.monotonic() + PATIENCE
             while not all(is_placed(stage.engine, name, wanted) for name in PLACED):
@@ -319,7 +331,7 @@ def test_an_address_that_moves_takes_its_frames_with_it(stage: Stage) -> None:
     with flood(stage):
         for owner in ("peer", "attacker") * 3:
             both = f'mac = ["{MACS[owner]}", "{ROAMER}"]'
-            stage.engine.configure(configuration().replace(f'mac = "{MACS[owner]}"', both))
+            stage.engine.configure(stage.configuration().replace(f'mac = "{MACS[owner]}"', both))
             reload(stage.engine)
             for _ in range(2):  # a processor that had begun a round before has ended it
                 stage.round([], stage.own())
@@ -415,7 +427,7 @@ def test_descriptors_that_change_while_frames_land_hurt_nobody_else(stage: Stage
     with Race(hostile.guest.memory, flips(hostile, stage.draw, sane=True)):
         pressed(stage, ROUNDS)
     assert is_placed(stage.engine, "attacker", "direct")
-    assert stage.verdict("direct") >= ROUNDS * 30
+    assert stage.led() >= ROUNDS * 30
     assert hostile.incoming.used_index > 0
     hostile.is_whole(buffers, (hostile.guest.memory.size - POOL, POOL))
     hostile.has_no_secret_of({"third", "peer", STRANGER})

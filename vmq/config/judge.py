@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from vmq.config.forms import cpu_text, shown
-from vmq.config.records import SOCKET_PATH_MAX, Config, Packet, Pcap, Tap
+from vmq.config.records import SOCKET_PATH_MAX, Config, Packet, Pcap, Tap, Xdp
 from vmq.errors import ConfigError, ConfigErrors, HostError
 
 
@@ -59,8 +59,26 @@ def judge(
             )
         if vm.qmp_nic is not None and vm.qmp is None:
             complaints.add(f"[vm.{name}] qmp_nic", "says nothing without qmp", "Set qmp too, or remove it")
+    _nic_queues(config, complaints)
     _sockets(config, complaints)
     _filters(config, complaints)
+
+
+def _nic_queues(config: Config, complaints: Complaints) -> None:
+    owner: dict[tuple[str | None, int], str] = {}
+    for name, vm in config.vms.items():
+        if vm.nic_queue is None:
+            continue
+        place, uplink = f"[vm.{name}] nic_queue", config.uplinks.get(vm.uplink or "")
+        first = owner.setdefault((vm.uplink, vm.nic_queue), name)
+        if not isinstance(uplink, Xdp):
+            complaints.add(place, "its uplink is not of kind xdp", "Choose such an uplink, or remove it")
+        elif first != name:
+            complaints.add(
+                place,
+                f"queue {vm.nic_queue} of [uplink.{vm.uplink}] belongs to [vm.{first}] already",
+                "Give each VM a queue of its own",
+            )
 
 
 def _processors(config: Config, complaints: Complaints, available: Collection[int] | None) -> None:

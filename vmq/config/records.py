@@ -268,6 +268,18 @@ class Vm(Record, frozen=True, kw_only=True):
             "or whoever takes less of the machine for frames of their length"
         ),
     ] = "switched"
+    nic_queue: (
+        Annotated[
+            int,
+            says(
+                "the number of a receive queue of the NIC that is this VM's alone, from 1 to 65535 (uplink of kind xdp); "
+                "leave it out to have none",
+                ge=1,
+                le=65535,
+            ),
+        ]
+        | None
+    ) = None
     indications: Annotated[
         int,
         says(

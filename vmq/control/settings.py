@@ -170,6 +170,7 @@ def of_vm(vm: Vm) -> list[Row]:
         *_followed(vm),
         _processor(vm),
         _written_by(vm),
+        _nic_queue(vm),
         _queue_pairs(vm),
         _mtu(vm),
         setting("offloads", "all that the guest can do", "none", NO_OFFLOADS),
@@ -227,6 +228,19 @@ def _written_by(vm: Vm) -> Row:
         return setting("placement", asked, "direct", directing.words(vm))
     why = directing.obstacle(vm) or directing.whys.get(vm.name, "") or f"on its way: {stage}"
     return setting("placement", asked, "switched", why if asked != "switched" else "")
+
+
+def _nic_queue(vm: Vm) -> Row:
+    """The queue of the NIC that is its alone."""
+    asked = vm.config.nic_queue
+    if asked is None:
+        return setting("nic_queue", None, None)
+    if vm.queues[0].nic:
+        return setting("nic_queue", asked, asked, vm.engine.directing.nic_queues.rules(vm))
+    why = vm.engine.directing.nic_queues.refused(vm)
+    if not why and vm.config.placement == "switched":
+        why = "its frames are to be switched, and come as they do without it"
+    return setting("nic_queue", asked, None, why or vm.engine.directing.obstacle(vm) or "on its way")
 
 
 def _queue_pairs(vm: Vm) -> Row:

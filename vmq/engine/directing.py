@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs whose frames the kernel places: which can be, and by which tier; a VM is direct where nothing is in the way.
 
-        its uplink ─► tier     pairs.py        a program on a NIC leads its frames into a pair of its own
+        the VM ─► tier         nic_queues.py   the NIC leads its frames to a receive queue of its own
+                               pairs.py        a program on a NIC leads them into a pair of its own
                                own_queues.py   a program in a TAP leads them into a queue of its own
 
 The next look makes a VM direct again that was not for a moment; after frames or buffers that were none for the kernel, not before
-REST_SECONDS, twice as long each time, unless it had been well for REST_MOST.
+REST_SECONDS, twice as long each time, unless it had been well for REST_MOST. After frames that only a switched queue can take,
+not before LITTLE_SECONDS, twice as long each time up to LITTLE_MOST, unless it had been direct for WELL times as long as it rested:
+with a broadcast now and then a VM is switched for a fifth of the time at most, and with many it is switched.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ from typing import TYPE_CHECKING
 from vmq.config.records import Config
 from vmq.dataplane import state
 from vmq.direct.lengths import Lengths
+from vmq.engine.nic_queues import NicQueues
 from vmq.engine.own_queues import OwnQueues
 from vmq.engine.pairs import Pairs
-from vmq.engine.tier import SWITCHED, Tier, uplink_of
+from vmq.engine.pinned import Torn
+from vmq.engine.tier import SWITCHED, Tier
 
 if TYPE_CHECKING:
     from vmq.engine.engine import Engine
     from vmq.engine.vm import Vm
 
 REST_SECONDS, REST_MOST = 1.0, 300.0  # after which it is forgotten, too
+LITTLE_SECONDS, LITTLE_MOST, WELL = 0.2, 5.0, 4
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,16 @@ class Directing:
         self.whys: dict[str, str] = {}  # why a VM is switched that is to be direct
         self._rests: dict[str, Rest] = {}
         self._lengths: dict[str, tuple[int, Lengths]] = {}  # of which front-end, where that decides
-        self.pairs, self.own_queues = Pairs(self), OwnQueues(self)
-        self.tiers: tuple[Tier, ...] = (self.pairs, self.own_queues)
+        self._little: dict[str, Rest] = {}  # as `_rests`, after frames of other paths
+        self.torn = Torn()
+        self.nic_queues, self.pairs, self.own_queues = NicQueues(self), Pairs(self), OwnQueues(self)
+        self.tiers: tuple[Tier, ...] = (self.nic_queues, self.pairs, self.own_queues)
 
     # --- what is asked of it ---------------------------------------------------------------------------------
 
     def tier_of(self, vm: Vm) -> Tier | None:
-        """The tier that serves the uplink of a VM; None without."""
-        uplink = uplink_of(vm)
-        return next((tier for tier in self.tiers if tier.serves(uplink)), None)
+        """The tier that serves a VM; None without."""
+        return next((tier for tier in self.tiers if tier.serves(vm)), None)
 
     def stage(self, vm: Vm) -> str:
         """How far a VM is, in a word of its tier."""
@@ -67,9 +74,10 @@ class Directing:
 
     def look(self) -> None:
         """Go on with those under way; begin with those that may be direct, leave those that may not."""
-        for known in (self._rests, self._lengths, self.whys):
+        for known in (self._rests, self._little, self._lengths, self.whys):
             for name in known.keys() - self.engine.vms.keys():
                 del known[name]
+        self.torn.tidy(self.engine.vms.keys())
         for tier in self.tiers:
             tier.tidy()
         for vm in self.engine.vms.values():
@@ -112,10 +120,13 @@ class Directing:
             return "its first receive queue does not run"
         if why := tier.obstacle(vm):
             return why
-        rest = self._rests.get(vm.name, Rest())
-        if time.monotonic() < rest.until:
-            return f"{rest.why}: again in {rest.until - time.monotonic():.0f} s"
-        if vm.config.placement == "auto":
+        for rest in (self._rests.get(vm.name), self._little.get(vm.name)):
+            left = rest.until - time.monotonic() if rest is not None else 0.0
+            if rest is not None and left > 0:
+                return f"{rest.why}: again in {left:.{int(left < 1)}f} s"
+        if (
+            vm.config.placement == "auto" and tier is not self.nic_queues
+        ):  # which costs the kernel nothing more
             _, lengths = self._lengths.get(vm.name, (0, Lengths()))
             return "" if lengths.pays else lengths.why()
         return ""
@@ -139,12 +150,12 @@ class Directing:
 
     def leave(self, vm: Vm, why: str) -> None:
         """Make a VM switched, at once."""
-        if tier := self.tier_of(vm):
+        for tier in self.tiers:  # also one that serves it no more, and has not tidied up
             tier.leave(vm, why)
 
     def set_out(self, vm: Vm, worker: int) -> None:
         """Its first receive queue is about to go to another processor, or to the default queue or from there."""
-        if tier := self.tier_of(vm):
+        for tier in self.tiers:
             tier.set_out(vm, worker)
 
     # --- what tiers tell ---------------------------------------------------------------------------------------
@@ -163,6 +174,18 @@ class Directing:
         )
         self._rests[vm.name] = Rest(now + pause, pause, why)
         self.whys[vm.name] = why
+
+    def rest_a_little(self, vm: Vm, why: str) -> None:
+        """Leave a VM switched for a shorter while: frames have come that only a switched queue can take."""
+        now, last = time.monotonic(), self._little.get(vm.name, Rest())
+        well = now - last.until >= WELL * last.pause
+        pause = LITTLE_SECONDS if well else min(2 * last.pause, LITTLE_MOST)
+        self._little[vm.name] = Rest(now + pause, pause, why)
+        self.whys[vm.name] = why
+
+    def waits(self) -> None:
+        """A processor says that a frame waits for a VM to be switched."""
+        self.nic_queues.waits()
 
     def close(self) -> None:
         """Everything is switched, and given back."""

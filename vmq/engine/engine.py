@@ -252,7 +252,7 @@ class Engine:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.segment.control_fd)
         numbers = {vm.number: vm for vm in self.vms.values()}
-        learned = set[int]()
+        learned, waits = set[int](), False
         for worker in self.workers:
             if worker.failure is not None:
                 self.failed(worker.failure)
@@ -260,10 +260,14 @@ class Engine:
                 vm = numbers.get(number)
                 if vm is not None and kind == state.EVENT_LEARN and vm.learn(value):
                     learned.add(number)
+                elif vm is not None and kind == state.EVENT_WAITS:
+                    waits = True
         for number in learned:
             numbers[number].home.follow(numbers[number])
         if learned:
             self.publish()
+        if waits:
+            self.directing.waits()
         for vm in self.vms.values():
             vm.judge()
 

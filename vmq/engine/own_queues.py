@@ -30,7 +30,6 @@ from vmq.dataplane import state
 from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
 from vmq.errors import VmqError
 from vmq.jit import at
-from vmq.uplink import Uplink
 from vmq.uplink.tap import TapUplink
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ class OwnQueues:
 
     # --- what is asked of it ---------------------------------------------------------------------------------
 
-    def serves(self, uplink: Uplink | None) -> bool:
-        return isinstance(uplink, TapUplink)
+    def serves(self, vm: Vm) -> bool:
+        return isinstance(uplink_of(vm), TapUplink)
 
     def stage(self, vm: Vm) -> str:
         """switched, settling, kept or led, as above."""

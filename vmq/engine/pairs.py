@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING
 from vmq import linux
 from vmq.config.records import Config, Xdp
 from vmq.dataplane import state
-from vmq.direct.memory import GuestMemory, files_of, identity
+from vmq.direct.memory import GuestMemory, identity
 from vmq.direct.pair import Apart
 from vmq.direct.queue import DirectQueue
+from vmq.engine.pinned import TORN, give_back, in_the_way, said, take
 from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
-from vmq.errors import ProtocolError
-from vmq.uplink import Uplink
 from vmq.uplink.xdp import XdpUplink
 
 if TYPE_CHECKING:
@@ -42,10 +41,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("vmq")
 NOBODY = state.MAX_WORKERS  # as `former`: no processor delivers, and frames wait
 COUNT_SECONDS = 1.0  # between two looks at what was lost; each reads the counters of all pairs
-KEYS = ("uplink", "vlan")  # of a VM, that a pair is made for
+KEYS = ("uplink", "vlan", "nic_queue")  # of a VM, that a pair is made for
 PAIR_MTU_MAX = 3400  # what a veth takes a program with is a page, less the kernel's own: some 3500
-TORN = "pages of its memory were given back to the host: a memory balloon, free page reporting, virtio-mem"
-MTU_MAX = 1500 + 4  # what a chunk of the kernel has room for, and more than a guest's usual buffers
 
 
 @dataclass(eq=False)
@@ -71,14 +68,12 @@ class Pairs:
         self.directing, self.engine = directing, directing.engine
         self._directs: dict[str, Direct] = {}
         self._far: Apart | None = None
-        self._torn: dict[
-            str, frozenset[tuple[int, int]]
-        ] = {}  # files of which pages were given back to the host
         self._makers = ThreadPoolExecutor(1, "vmq-direct")
 
     # --- what is asked of it ---------------------------------------------------------------------------------
 
-    def serves(self, uplink: Uplink | None) -> bool:
+    def serves(self, vm: Vm) -> bool:
+        uplink = uplink_of(vm)
         return isinstance(uplink, XdpUplink) and isinstance(uplink.config, Xdp)
 
     def stage(self, vm: Vm) -> str:
@@ -88,18 +83,21 @@ class Pairs:
 
     def tidy(self) -> None:
         self._loop = asyncio.get_running_loop()
-        for name in self._torn.keys() - self.engine.vms.keys():
-            del self._torn[name]
         for made in list(self._directs.values()):
             if not made.stale and made.memory.is_torn():
                 self._tear(made)
-            elif self.engine.vms.get(made.vm.name) is not made.vm or made.shape != _shape(made.vm):
+            elif not self._is_wanted(made):
                 self.leave(made.vm, "its memory, its uplink or its configuration is another now")
                 self._forget(made)
 
+    def _is_wanted(self, one: Direct) -> bool:
+        if self.engine.vms.get(one.vm.name) is not one.vm or one.shape != _shape(one.vm):
+            return False
+        return self.directing.tier_of(one.vm) is self
+
     def _tear(self, one: Direct) -> None:
         """Pages of its memory are gone: the kernel has others. Never again with these files."""
-        self._torn[one.vm.name] = one.memory.files
+        self.directing.torn.add(one.vm, one.memory)
         self.leave(one.vm, TORN)
         self._forget(one)
 
@@ -111,34 +109,16 @@ class Pairs:
             self._as_far_as_it_goes(one, self._go_on)
 
     def obstacle(self, vm: Vm) -> str:
-        uplink = uplink_of(vm)
-        if not isinstance(uplink, XdpUplink) or not uplink.steers:
-            return "its uplink steers nothing in the kernel: see its mode"
-        if vm.config.overload != "drop-newest":
-            return "frames that find no buffer are to wait, and the kernel lets none wait"
-        if "unknown" in vm.config.accept:
-            return "it takes frames to other addresses, which the NIC's program leaves to the host"
-        if vm.mtu > MTU_MAX:
-            return f"frames of its MTU of {vm.mtu} take more than one buffer"
-        if vm.running != [0]:
-            return "its first receive queue alone must run"
-        torn = self._torn.get(vm.name)
-        return TORN if torn and torn & files_of(vm.session.regions) else ""
+        return in_the_way(vm, self.directing.torn)
 
     # --- towards direct --------------------------------------------------------------------------------------
 
     def _begin(self, vm: Vm) -> None:
         try:
             self._far = self._far or Apart()
-            memory = GuestMemory(vm.session.regions)
+            memory = take(vm)
         except OSError as error:
-            self.directing.rest(vm, f"the host refuses what it needs: {_said(error)}")
-            return
-        try:
-            self.engine.segment.add_mapping(vm.number, memory.address, memory.size)
-        except ProtocolError as error:
-            memory.close()
-            self.directing.rest(vm, error.wrong)
+            self.directing.rest(vm, f"the host refuses what it needs: {said(error)}")
             return
         far, number, mtu, strip = self._far, vm.number, vm.mtu, vm.config.vlan is not None
         uplink = uplink_of(vm)
@@ -151,7 +131,7 @@ class Pairs:
         try:
             step(one)
         except OSError as error:
-            why = f"the kernel refuses what it needs: {_said(error)}"
+            why = f"the kernel refuses what it needs: {said(error)}"
             self.leave(one.vm, why)
             self.directing.rest(one.vm, why)
 
@@ -190,7 +170,7 @@ class Pairs:
             queue = one.made.result()
         except Exception as error:  # noqa: BLE001 - whatever the host or the kernel says is the reason
             self._forget(one)
-            self.directing.rest(one.vm, f"the kernel refuses what it needs: {_said(error)}")
+            self.directing.rest(one.vm, f"the kernel refuses what it needs: {said(error)}")
             return
         one.queue = queue
         one.memory.registered()
@@ -308,8 +288,7 @@ class Pairs:
             one.queue = one.made.result()
         if one.queue is not None:
             one.queue.close()
-        self.engine.segment.drop_mapping(one.memory.address)
-        one.memory.close()
+        give_back(one.vm, one.memory)
 
     def _call_soon(self, one: Direct) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and `close` waits
@@ -325,10 +304,6 @@ class Pairs:
         if self._far is not None:
             self._far.close()
             self._far = None
-
-
-def _said(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _shape(vm: Vm) -> tuple[object, ...]:

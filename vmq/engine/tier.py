@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tier of direct placement: how frames of one kind of uplink get into guest memory without a copy of the engine's.
 
-`Directing` asks each tier which uplinks it serves, and has it go on with a VM, or leave, at every look.
+`Directing` asks the tiers in turn whether they serve a VM, and has it go on with a VM, or leave, at every look.
 
         obstacle ─► "" : go_on, look by look, until stage is LED       otherwise: leave
 
@@ -30,8 +30,8 @@ class Tier(Protocol):
 
     words: str  # how frames come, for whoever asks
 
-    def serves(self, uplink: Uplink | None) -> bool:
-        """Whether VMs of this uplink are this tier's."""
+    def serves(self, vm: Vm) -> bool:
+        """Whether this VM is this tier's: its uplink is, and the tier has not had to refuse it."""
 
     def obstacle(self, vm: Vm) -> str:
         """What of this tier keeps a VM from being direct; empty if nothing does."""

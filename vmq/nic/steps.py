@@ -20,7 +20,7 @@ from vmq import linux
 from vmq.abi.ethernet import mac_number
 from vmq.config import cpu_text
 from vmq.direct.socket import CHUNK
-from vmq.engine.pairs import MTU_MAX
+from vmq.engine.pinned import MTU_MAX
 from vmq.errors import HostError, VmqError
 from vmq.nic.device import Nic
 from vmq.uplink.xdp_device import STRAIGHT
