@@ -26,7 +26,8 @@ from vmq.dataplane import state
 from vmq.dataplane.packet import HEADER
 from vmq.dataplane.reasons import TO_WIRE_ERROR
 from vmq.direct.memory import GuestMemory
-from vmq.direct.pair import Apart, Pair
+from vmq.direct.pair import FAR, Apart, Pair
+from vmq.direct.polling import Polling
 from vmq.direct.program import FOREIGN, MARKED, NO_SOCKET, PLACED, RUNT, TOO_LONG, VERDICTS, landing, mark
 from vmq.direct.socket import GuestSocket
 from vmq.jit import address_of, at
@@ -66,6 +67,7 @@ class DirectQueue:
             self.socket = far.call(lambda: GuestSocket(index, memory.address, memory.size, longest, self.row))
             self._stack.callback(self.socket.close)
             far.call(self._near)
+            far.call(self._poll)
         except BaseException:
             self.close()
             raise
@@ -107,6 +109,21 @@ class DirectQueue:
         self.row["near"], self.row["near_state"] = place, shown_at
         self.row["turns"] = address_of(self._memory(8 * state.FRAMES))
 
+    def _poll(self) -> None:
+        """Have its processor do the kernel's work for the pair, where that can be had."""
+        self.row["poll"], self.why_not_polled = state.NONE, ""
+        try:
+            polling = Polling(FAR.format(self.number), lambda data: self.near.send(bytes(HEADER) + data))
+        except OSError as error:
+            self.why_not_polled = f"the kernel cannot be asked: {error.strerror}"
+        else:
+            self._stack.callback(polling.close)
+            self.row["poll"] = polling.fileno()
+
+    def is_polled(self) -> bool:
+        """Whether its processor does the kernel's work for the pair while frames are many."""
+        return not self.why_not_polled
+
     def call(self, function: Callable[[], None]) -> None:
         """Do something in the namespace of the pair."""
         self._far.call(function)
@@ -124,7 +141,7 @@ class DirectQueue:
 
     def open(self) -> None:
         """Let frames through to the guest, from when its processor has posted buffers."""
-        self.row["begun"], self.row["unfit"], self._awaited = 0, 0, None
+        self.row["begun"], self.row["unfit"], self.row["hot"], self._awaited = 0, 0, 0, None
         self._sockets.update(bytes(4), self.socket.fileno().to_bytes(4, "little"))
 
     def mark(self) -> int:

@@ -63,7 +63,12 @@ class Directing:
     def words(self, vm: Vm) -> str:
         """How frames of a VM come that is direct."""
         tier = self.tier_of(vm)
-        return tier.words if tier else ""
+        return tier.words(vm) if tier else ""
+
+    def polled(self, worker: int) -> int:
+        """For how many direct VMs a processor does the kernel's work, while their frames are many."""
+        own = [(self.tier_of(vm), vm) for vm in self.engine.vms.values() if vm.worker == worker]
+        return sum(tier is not None and tier.polled(vm) for tier, vm in own)
 
     def look(self) -> None:
         """Go on with those under way; begin with those that may be direct, leave those that may not."""

@@ -65,8 +65,6 @@ class Own:
 class OwnQueues:
     """All of an engine, a `Tier`."""
 
-    words = "by a queue of its own"
-
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._owns: dict[str, Own] = {}
@@ -75,6 +73,13 @@ class OwnQueues:
 
     def serves(self, uplink: Uplink | None) -> bool:
         return isinstance(uplink, TapUplink)
+
+    def words(self, vm: Vm) -> str:  # noqa: ARG002 - the same for all
+        return "by a queue of its own"
+
+    def polled(self, vm: Vm) -> bool:
+        """What a queue of a TAP takes, is done in the system call that reads it."""
+        return self.stage(vm) == LED
 
     def stage(self, vm: Vm) -> str:
         """switched, settling, kept or led, as above."""

@@ -65,8 +65,6 @@ class Direct:
 class Pairs:
     """All receive queues of an engine that are direct this way, a `Tier`."""
 
-    words = "by a pair of its own"
-
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._directs: dict[str, Direct] = {}
@@ -80,6 +78,17 @@ class Pairs:
 
     def serves(self, uplink: Uplink | None) -> bool:
         return isinstance(uplink, XdpUplink) and isinstance(uplink.config, Xdp)
+
+    def words(self, vm: Vm) -> str:
+        one = self._directs.get(vm.name)
+        why = one.queue.why_not_polled if one is not None and one.queue is not None else ""
+        if not why:
+            return "by a pair of its own, which its processor polls when frames are many"
+        return f"by a pair of its own; the kernel's work for it is done where frames come from: {why}"
+
+    def polled(self, vm: Vm) -> bool:
+        one = self._directs.get(vm.name)
+        return self.stage(vm) == LED and one is not None and one.queue is not None and one.queue.is_polled()
 
     def stage(self, vm: Vm) -> str:
         """switched, making, kept, posting or led, as in the picture."""

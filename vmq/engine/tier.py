@@ -28,13 +28,17 @@ PASS_SECONDS, PAUSE_SECONDS = 0.2, 0.0002  # for what is on its way to arrive
 class Tier(Protocol):
     """One tier, for all VMs of an engine."""
 
-    words: str  # how frames come, for whoever asks
-
     def serves(self, uplink: Uplink | None) -> bool:
         """Whether VMs of this uplink are this tier's."""
 
     def obstacle(self, vm: Vm) -> str:
         """What of this tier keeps a VM from being direct; empty if nothing does."""
+
+    def words(self, vm: Vm) -> str:
+        """How frames of a VM come that is direct."""
+
+    def polled(self, vm: Vm) -> bool:
+        """Whether the kernel's work for it is done by its own processor while frames are many."""
 
     def stage(self, vm: Vm) -> str:
         """SWITCHED, LED, or a word for what is under way."""

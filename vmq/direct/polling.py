@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel does for a VM's pair, done by the processor that serves the VM: it polls the far end while frames are many.
+
+        who sends ─► the pair's ring of 256 frames ─┬─ few:  the kernel, there where the sender is
+                                                    └─ many: the kernel, called by the VM's processor (recvfrom, dataplane/direct.py)
+
+A queue of a device has one piece of the kernel that works for it (NAPI), and a socket that knows its number may have it work
+(SO_BUSY_POLL). As long as it is asked again in time, the kernel leaves the queue to whoever asks (SO_PREFER_BUSY_POLL); who has
+not asked for WAIT_NS is taken not to come: the kernel looks itself then, on the processor of who asked last, and after DEFERS such
+looks frames wake it where they are sent, as ever. So nobody has to say that he stops, and a processor that is held up loses nothing: more than
+5 million frames a second would fill the ring meanwhile.
+
+An AF_XDP socket on a veth is not told that number (Linux 6.14 and later), so a UDP socket is: by a frame of ours that the far end's
+program lets up to the namespace's own network stack, which has no address and nobody else in it. linux-netdev.h
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from vmq.abi import inet
+from vmq.abi import netdevice as nd
+from vmq.abi.ethernet import ETH_ALEN
+from vmq.uplink import netdev
+
+WAIT_NS, DEFERS = 50_000, 2
+BUDGET = 64  # frames that the kernel handles before it looks whether that was all; it does so twice a call
+PORT = 9  # "discard"; nobody hears there but us
+TOLD_SECONDS, PAUSE_SECONDS = 0.5, 0.001
+LEAST = 60  # bytes of a frame
+
+
+class Polling:
+    """Of the far end `device`, in whose namespace it is made; `send` sends a frame into its pair. OSError: it cannot be had."""
+
+    def __init__(self, device: str, send: Callable[[bytes], object]) -> None:
+        self._socket = socket.socket(
+            socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            self._socket.bind(("", PORT))
+            for option, value in (
+                (nd.SO_PREFER_BUSY_POLL, 1),
+                (nd.SO_BUSY_POLL, 1),  # us, of who waits; we never do
+                (nd.SO_BUSY_POLL_BUDGET, BUDGET),
+            ):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, value)
+            netdev.defer(self._number(send), DEFERS, WAIT_NS)
+        except BaseException:
+            self.close()
+            raise
+
+    def _number(self, send: Callable[[bytes], object]) -> int:
+        """What the kernel calls who works for the far end."""
+        send(greeting())
+        deadline = time.monotonic() + TOLD_SECONDS
+        while not self._greeted() and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+        number = self._socket.getsockopt(socket.SOL_SOCKET, nd.SO_INCOMING_NAPI_ID)
+        if not number:
+            raise OSError(errno.ENOTSUP, "it does not tell who works for a veth")
+        return number
+
+    def _greeted(self) -> bool:
+        try:
+            self._socket.recv(LEAST)
+        except BlockingIOError:
+            return False
+        return True
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Poll no more. It may be called again."""
+        self._socket.close()
+
+
+def greeting() -> bytes:
+    """A frame to nobody, in which there is a datagram from nobody to everybody: rfc-791 §3.1 Internet Header Format."""
+    datagram, header = np.zeros(1, inet.udp), np.zeros(1, inet.ipv4)
+    datagram["source"] = datagram["destination"] = socket.htons(PORT)
+    datagram["length"] = socket.htons(datagram.nbytes)
+    header["version_ihl"], header["ttl"], header["protocol"] = inet.IPV4_PLAIN, 1, inet.IPPROTO_UDP
+    header["total_length"] = socket.htons(header.nbytes + datagram.nbytes)
+    header["destination"] = socket.INADDR_BROADCAST
+    total = int(np.frombuffer(header.tobytes(), np.uint16).sum(dtype=np.int64))
+    header["checksum"] = -total % np.iinfo(np.uint16).max
+    ethernet = bytes(2 * ETH_ALEN) + inet.ETH_P_IP.to_bytes(2)
+    return (ethernet + header.tobytes() + datagram.tobytes()).ljust(LEAST, b"\0")
