@@ -21,7 +21,7 @@ from tests.dataplane.rig import FAULT, GUARD, HEADER, NEXT, WRITE, A, Rig, inter
 from tests.dataplane.test_xdp import Ring
 from vmq.abi import xdp
 from vmq.dataplane import direct, reasons, state
-from vmq.dataplane.direct import LEAD, MANY, TURNS, begun, book_lost, exchange, harvest, poll_pair, post, warm
+from vmq.dataplane.direct import LEAD, begun, book_lost, exchange, harvest, poll_pair, post
 from vmq.dataplane.split import available, give_back, head_at, publish
 from vmq.jit import address_of, load_once
 
@@ -159,30 +159,15 @@ def test_a_fault_in_a_later_burst_takes_nothing_back() -> None:
         assert got == (1, -1 - reasons.FAULT_BASE - FAULT["direct_order"])
 
 
-def test_a_pair_is_polled_while_frames_are_many_and_a_while_longer() -> None:
-    row = np.zeros(1, state.direct_queue)[0]
-    for taken, hot in ((0, 0), (MANY - 1, 0), (MANY, TURNS), (0, TURNS - 1), (1, TURNS), (0, TURNS - 1)):
-        warm(row, taken)
-        assert int(row["hot"]) == hot
-    for left in range(TURNS - 2, -1, -1):
-        warm(row, 0)
-        assert int(row["hot"]) == left
-    warm(row, 1)
-    assert int(row["hot"]) == 0
-    row["poll"] = state.NONE
-    warm(row, MANY)
-    assert int(row["hot"]) == 0
-
-
 def test_to_poll_is_one_call_that_never_waits() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
         row = np.zeros(1, state.direct_queue)[0]
-        row["poll"] = ours.fileno()
+        row["poll"] = state.NONE
         theirs.send(b"one")
         poll_pair(row)
         assert ours.recv(3, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"one"
-        row["hot"] = 1
+        row["poll"] = ours.fileno()
         for _ in range(2):
             poll_pair(row)
         with pytest.raises(BlockingIOError):

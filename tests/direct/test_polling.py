@@ -93,6 +93,7 @@ def test_while_it_is_polled_frames_land_when_they_are_asked_for(
     """The kernel would look itself after some seconds. The first frame wakes it where that is sent, once more."""
     monkeypatch.setattr(polling, "WAIT_NS", LONG)
     queue = make()
+    queue.poll(on=True)
     assert queue.is_polled()
     poll(queue)
     queue.near.send(HEADER + plain(0))
@@ -109,18 +110,9 @@ def test_while_it_is_polled_frames_land_when_they_are_asked_for(
 
 
 @pytest.mark.root
-def test_before_anybody_polls_frames_land_when_they_are_sent(
-    make: Callable[[], DirectQueue], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polling, "DEFERS", 0)
-    queue = make()
-    queue.near.send(HEADER + plain(0))
-    until(lambda: queue.socket.received() == 1)
-
-
-@pytest.mark.root
 def test_who_does_not_come_again_is_not_waited_for(make: Callable[[], DirectQueue]) -> None:
     queue = make()
+    queue.poll(on=True)
     for number in range(4):
         poll(queue)
         queue.near.send(HEADER + plain(number))
@@ -128,19 +120,78 @@ def test_who_does_not_come_again_is_not_waited_for(make: Callable[[], DirectQueu
 
 
 @pytest.mark.root
+def test_a_queue_that_is_not_polled_any_more_is_worked_for_where_frames_come_from(
+    make: Callable[[], DirectQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the kernel has looked itself; marks go the same way."""
+    monkeypatch.setattr(polling, "WAIT_NS", 1_000_000)
+    queue = make()
+    queue.near.send(HEADER + plain(0))
+    until(lambda: queue.socket.received() == 1)
+    for _ in range(3):
+        queue.poll(on=True)
+        poll(queue)
+        queue.near.send(HEADER + plain(1))
+        queue.poll(on=False)
+        assert (queue.is_polled(), int(queue.row["poll"])) == (False, state.NONE)
+        marks = queue.mark()
+        until(lambda: queue.passed(marks))  # noqa: B023 - at once
+    assert queue.socket.received() == 4
+
+
+@pytest.mark.root
+def test_it_is_polled_while_frames_are_many(make: Callable[[], DirectQueue]) -> None:
+    queue = make()
+    frames = 0
+    for second, more, polled in (
+        (0.0, 0, False),
+        (1.0, polling.MANY - 1, False),
+        (1.001, polling.MANY, False),  # of so short a time nothing is concluded
+        (2.0, polling.MANY, True),
+        (3.0, polling.FEW, True),
+        (4.0, polling.FEW - 1, False),
+        (5.0, polling.MANY - 1, False),
+        (6.0, polling.MANY, True),
+        (7.0, 0, False),
+    ):
+        frames += more
+        queue.look(second, frames)
+        assert queue.is_polled() == polled, second
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL])
 def test_a_kernel_that_cannot_be_asked_works_where_frames_come_from(
     make: Callable[[], DirectQueue], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(*_: int) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(netdev, "defer", refuse)
+    monkeypatch.setattr(netdev.Family, "defer", refuse)
     queue = make()
+    queue.look(0.0, 0)
+    queue.look(1.0, 10 * polling.MANY)
     assert (queue.is_polled(), int(queue.row["poll"])) == (False, state.NONE)
     assert os.strerror(code) in queue.why_not_polled
     queue.near.send(HEADER + plain(0))
     until(lambda: queue.socket.received() == 1)
+
+
+@pytest.mark.root
+def test_a_kernel_that_refuses_later_is_not_asked_again(
+    make: Callable[[], DirectQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, asked = make(), list[object]()
+
+    def refuse(*what: object) -> None:
+        asked.append(what)
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(netdev.Family, "defer", refuse)
+    for second in range(4):
+        queue.look(float(second), second * polling.MANY)
+    assert (queue.is_polled(), len(asked)) == (False, 1)
+    assert "refuses it now" in queue.why_not_polled
 
 
 @pytest.mark.root

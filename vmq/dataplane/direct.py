@@ -10,8 +10,8 @@ fills them in the order in which they were posted (copy mode, and a receive ring
 checked for each: so the chains that it has are always the next ones that the guest made available, and whoever stops
 the queue only forgets them. The guest may change its rings meanwhile; what was read once, when a chain was posted, counts.
 
-While frames are many, the processor has the kernel work for the pair in its own turn, before it looks what has come
-(vmq/direct/polling.py); when a while nothing has come, the kernel does so where frames come from, as ever.
+While frames are many, the processor has the kernel work for the pair in its own turn, before it looks what has come; otherwise
+the kernel does so where frames come from. Control says which (vmq/direct/polling.py).
 
 The first buffers are given when the queue is led (`begun`): until then the engine fills the same chains itself.
 
@@ -46,10 +46,6 @@ HEADER = net_hdr.itemsize
 ONE_BUFFER = np.uint32(1 << 16)  # csum_offset 0, num_buffers 1
 FEW = 64  # buffers that the kernel has: of fewer a processor that has nothing to do goes on looking for more
 BURSTS = 4  # in one turn: to poll a pair brings two, and what stood there before is to become less
-MANY, TURNS = (
-    BURST // 2,
-    64,
-)  # frames of a turn from which on a pair is polled; turns without any after which it is not
 LOST_DROPS = np.array([TO_GUEST_NO_BUFFER, TO_GUEST_TOO_LONG, TO_GUEST_PAIR])  # by LOST_*
 OFFSET_BITS = 48  # of an address: above them, how far the frame begins behind it
 LEAD = XDP_PACKET_HEADROOM - HEADER  # bytes that the kernel leaves free in front of a packet header
@@ -195,20 +191,9 @@ def exchange(vq: Any, ring: Any, queue: Any, books: Any, led: bool) -> tuple[int
 
 @kernel
 def poll_pair(queue: Any) -> None:
-    """Have the kernel work for the pair now, and here, if frames have been many of late."""
-    if queue["hot"] > 0:
+    """Have the kernel work for the pair now, and here, while frames are many."""
+    if queue["poll"] != NONE:
         c_recvfrom(queue["poll"], 0, 0, MSG_DONTWAIT, 0, 0)
-
-
-@kernel
-def warm(queue: Any, taken: int) -> None:
-    """Whether the pair is polled in the next turns, after one that brought so many frames."""
-    if queue["poll"] == NONE:
-        return
-    if taken >= MANY or (taken > 0 and queue["hot"] > 0):
-        queue["hot"] = TURNS
-    elif queue["hot"] > 0:
-        queue["hot"] -= 1
 
 
 @kernel

@@ -14,7 +14,7 @@ import numpy as np
 
 from vmq.clock import now
 from vmq.dataplane.classify import expect_filter
-from vmq.dataplane.direct import book_lost, exchange, poll_pair, warm
+from vmq.dataplane.direct import book_lost, exchange, poll_pair
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import (
     OTHERS,
@@ -287,7 +287,6 @@ def direct_round(t: Any, w: Any, number: int) -> int:
     taken, posted = exchange(vq, ring, placed, books, led)
     if taken > 0:
         indicate(w, row, vq, ring, books, taken, publish(vq, ring))
-    warm(placed, taken)
     book_lost(placed, books)
     if posted < 0:
         fault(w, owner, vq, -1 - FAULT_BASE - posted)

@@ -230,7 +230,7 @@ direct_queue = rows(
     ("longest", i64), ("least", i64),  # bytes of a frame that may be led into the pair; that a buffer must have
     ("spans", i64), ("span_count", i64),  # `span` rows: where guest memory lies in it
     ("receive", xdp_ring), ("fill", xdp_ring),
-    ("poll", i64),  # socket by which the kernel's work for the pair is done here; NONE: it is done where frames come from
+    ("poll", i64),  # control: socket by which the kernel's work for the pair is done here; NONE: it is done where frames come from
     ("near", i64), ("near_state", i64), ("turns", i64),  # `lane` into the pair, its `lane_state`; i64 numbers of frames
     ("heads", i64), ("places", i64),  # i64 of posted chains, by number: first descriptor; offset of the buffer in `memory`
     ("lost", i64, (LOST,)),  # control: frames so far, by where
@@ -240,7 +240,6 @@ direct_queue = rows(
     ("begun", i64),  # 1: the kernel has had buffers since frames are led here
     ("booked", i64, (LOST,)),  # of `lost`, what is in the counters of the queue
     ("unfit", i64),  # 1: the next chain is none for the kernel
-    ("hot", i64),  # turns for which its pair is polled yet
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------

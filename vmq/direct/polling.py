@@ -5,10 +5,10 @@
                                                     └─ many: the kernel, called by the VM's processor (recvfrom, dataplane/direct.py)
 
 A queue of a device has one piece of the kernel that works for it (NAPI), and a socket that knows its number may have it work
-(SO_BUSY_POLL). As long as it is asked again in time, the kernel leaves the queue to whoever asks (SO_PREFER_BUSY_POLL); who has
-not asked for WAIT_NS is taken not to come: the kernel looks itself then, on the processor of who asked last, and after DEFERS such
-looks frames wake it where they are sent, as ever. So nobody has to say that he stops, and a processor that is held up loses nothing: more than
-5 million frames a second would fill the ring meanwhile.
+(SO_BUSY_POLL). While a queue is reserved, the kernel leaves it to whoever polls as long as he comes again in time (SO_PREFER_BUSY_POLL);
+who has not for WAIT_NS is taken not to come: the kernel looks itself then, on the processor of who came last, and after DEFERS such looks
+frames wake it where they are sent. So a processor that is held up loses nothing: more than 5 million frames a second would fill the
+ring meanwhile. But a frame that comes a moment after another waits as long, too: so a queue is reserved only while frames are many.
 
 An AF_XDP socket on a veth is not told that number (Linux 6.14 and later), so a UDP socket is: by a frame of ours that the far end's
 program lets up to the namespace's own network stack, which has no address and nobody else in it. linux-netdev.h
@@ -29,6 +29,8 @@ from vmq.abi.ethernet import ETH_ALEN
 from vmq.uplink import netdev
 
 WAIT_NS, DEFERS = 50_000, 2
+MANY, FEW = 400_000, 200_000  # frames a second: from which on it is polled, below which no more
+LOOK_SECONDS = 0.02  # of fewer nothing is concluded
 BUDGET = 64  # frames that the kernel handles before it looks whether that was all; it does so twice a call
 PORT = 9  # "discard"; nobody hears there but us
 TOLD_SECONDS, PAUSE_SECONDS = 0.5, 0.001
@@ -39,9 +41,12 @@ class Polling:
     """Of the far end `device`, in whose namespace it is made; `send` sends a frame into its pair. OSError: it cannot be had."""
 
     def __init__(self, device: str, send: Callable[[bytes], object]) -> None:
+        self._reserved = False
+        self._before: tuple[float, int] | None = None
         self._socket = socket.socket(
             socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         )
+        self._orders = netdev.Family()
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             self._socket.bind(("", PORT))
@@ -51,12 +56,13 @@ class Polling:
                 (nd.SO_BUSY_POLL_BUDGET, BUDGET),
             ):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, value)
-            netdev.defer(self._number(send), DEFERS, WAIT_NS)
+            self._number = self._asked(send)
+            self.reserve(on=False)
         except BaseException:
             self.close()
             raise
 
-    def _number(self, send: Callable[[bytes], object]) -> int:
+    def _asked(self, send: Callable[[bytes], object]) -> int:
         """What the kernel calls who works for the far end."""
         send(greeting())
         deadline = time.monotonic() + TOLD_SECONDS
@@ -74,12 +80,27 @@ class Polling:
             return False
         return True
 
+    def is_to_be(self, now: float, frames: int) -> bool:
+        """Whether it is to be polled, of a VM that has had so many frames, in all, at `now` (seconds)."""
+        then, count = self._before = self._before or (now, frames)
+        if now - then < LOOK_SECONDS:
+            return self._reserved
+        self._before = now, frames
+        least = FEW if self._reserved else MANY
+        return frames - count >= least * (now - then)
+
+    def reserve(self, *, on: bool) -> None:
+        """Have the kernel leave the queue to who polls it, or not. OSError: it cannot."""
+        self._orders.defer(self._number, DEFERS if on else 0, WAIT_NS if on else 0)
+        self._reserved = on
+
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
         """Poll no more. It may be called again."""
         self._socket.close()
+        self._orders.close()
 
 
 def greeting() -> bytes:

@@ -110,19 +110,36 @@ class DirectQueue:
         self.row["turns"] = address_of(self._memory(8 * state.FRAMES))
 
     def _poll(self) -> None:
-        """Have its processor do the kernel's work for the pair, where that can be had."""
+        """Its processor may do the kernel's work for the pair, where that can be had."""
         self.row["poll"], self.why_not_polled = state.NONE, ""
         try:
-            polling = Polling(FAR.format(self.number), lambda data: self.near.send(bytes(HEADER) + data))
+            self._polling = Polling(
+                FAR.format(self.number), lambda data: self.near.send(bytes(HEADER) + data)
+            )
+            self._stack.callback(self._polling.close)
         except OSError as error:
             self.why_not_polled = f"the kernel cannot be asked: {error.strerror}"
+
+    def look(self, now: float, frames: int) -> None:
+        """Have its processor do the kernel's work, or not, for as many frames as it has had; asked again and again while it is led."""
+        if not self.why_not_polled:
+            self.poll(on=self._polling.is_to_be(now, frames))
+
+    def poll(self, *, on: bool) -> None:
+        """Have its processor do the kernel's work for the pair, or the kernel where frames come from."""
+        if on == self.is_polled():
+            return
+        self.row["poll"] = state.NONE
+        try:
+            self._polling.reserve(on=on)
+        except OSError as error:
+            self.why_not_polled = f"the kernel refuses it now: {error.strerror}"
         else:
-            self._stack.callback(polling.close)
-            self.row["poll"] = polling.fileno()
+            self.row["poll"] = self._polling.fileno() if on else state.NONE
 
     def is_polled(self) -> bool:
-        """Whether its processor does the kernel's work for the pair while frames are many."""
-        return not self.why_not_polled
+        """Whether its processor does the kernel's work for the pair."""
+        return bool(self.row["poll"] != state.NONE)
 
     def call(self, function: Callable[[], None]) -> None:
         """Do something in the namespace of the pair."""
@@ -141,7 +158,7 @@ class DirectQueue:
 
     def open(self) -> None:
         """Let frames through to the guest, from when its processor has posted buffers."""
-        self.row["begun"], self.row["unfit"], self.row["hot"], self._awaited = 0, 0, 0, None
+        self.row["begun"], self.row["unfit"], self._awaited = 0, 0, None
         self._sockets.update(bytes(4), self.socket.fileno().to_bytes(4, "little"))
 
     def mark(self) -> int:

@@ -81,9 +81,10 @@ class Pairs:
 
     def words(self, vm: Vm) -> str:
         one = self._directs.get(vm.name)
-        why = one.queue.why_not_polled if one is not None and one.queue is not None else ""
-        if not why:
-            return "by a pair of its own, which its processor polls when frames are many"
+        queue = one.queue if one is not None else None
+        if queue is None or queue.is_polled():
+            return "by a pair of its own, which its processor polls, as frames are many"
+        why = queue.why_not_polled or "frames are few"
         return f"by a pair of its own; the kernel's work for it is done where frames come from: {why}"
 
     def polled(self, vm: Vm) -> bool:
@@ -180,6 +181,7 @@ class Pairs:
             if time.monotonic() > one.count_at:
                 one.count_at = time.monotonic() + COUNT_SECONDS
                 self._count(one.queue)
+            one.queue.look(time.monotonic(), one.vm.received()[0])
             if one.queue.row["unfit"]:
                 self._unfit(one)
 
@@ -288,6 +290,7 @@ class Pairs:
             linux.grace_period()
         vm.queues[0] = replace(vm.queues[0], led=state.LEAVING, former=NOBODY)
         began = time.monotonic()
+        queue.poll(on=False)
         self.engine.publish()
         drained = soon(queue.drained)
         queue.shut()

@@ -9,6 +9,7 @@ it can do with others. linux-netdev.h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import Any
@@ -22,24 +23,49 @@ VERSION = 1
 SECONDS = 1.0  # until the kernel has answered
 
 
+class Family:
+    """The kernel's network devices, asked and told in the namespace where this is made. FileNotFoundError: it has no such family."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nd.NETLINK_GENERIC
+        )
+        self._socket.settimeout(SECONDS)
+        try:
+            name = _attribute(nd.CTRL_ATTR_FAMILY_NAME, nd.NETDEV_FAMILY_NAME)
+            found = _ask(self._socket, nd.GENL_ID_CTRL, nd.CTRL_CMD_GETFAMILY, name)
+        except BaseException:
+            self.close()
+            raise
+        self._number = int.from_bytes(found[nd.CTRL_ATTR_FAMILY_ID], "little")
+
+    def features(self, index: int) -> int:
+        """NETDEV_XDP_ACT of a device."""
+        which = _attribute(nd.NETDEV_A_DEV_IFINDEX, index.to_bytes(4, "little"))
+        said = _ask(self._socket, self._number, nd.NETDEV_CMD_DEV_GET, which)
+        return int.from_bytes(said.get(nd.NETDEV_A_DEV_XDP_FEATURES, b""), "little")
+
+    def defer(self, napi: int, times: int, nanoseconds: int) -> None:
+        """Have the kernel leave queue `napi` to who polls it, and look itself when nobody has done so for so long, so many times before
+        frames wake it again; 0: frames wake it at once. OSError if it cannot.
+        """
+        told = _attribute(nd.NETDEV_A_NAPI_ID, napi.to_bytes(4, "little"))
+        told += _attribute(nd.NETDEV_A_NAPI_DEFER_HARD_IRQS, times.to_bytes(4, "little"))
+        told += _attribute(nd.NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT, nanoseconds.to_bytes(4, "little"))
+        _ask(self._socket, self._number, nd.NETDEV_CMD_NAPI_SET, told, nd.NLM_F_ACK)
+
+    def close(self) -> None:
+        """It may be called again."""
+        self._socket.close()
+
+
 def abilities(index: int) -> frozenset[str] | None:
     """Words of NETDEV_XDP_ACT that the driver of a device says; None if the kernel cannot tell. OSError if it refuses."""
-    which = _attribute(nd.NETDEV_A_DEV_IFINDEX, index.to_bytes(4, "little"))
     try:
-        said = _asked(nd.NETDEV_CMD_DEV_GET, which)
+        with contextlib.closing(Family()) as kernel:
+            return words(kernel.features(index))
     except FileNotFoundError:
         return None
-    return words(int.from_bytes(said.get(nd.NETDEV_A_DEV_XDP_FEATURES, b""), "little"))
-
-
-def defer(napi: int, times: int, nanoseconds: int) -> None:
-    """Have the kernel leave queue `napi` to who polls it, and look itself when nobody has done so for so long, so many
-    times before it is woken by frames again. OSError if it cannot.
-    """
-    asked = _attribute(nd.NETDEV_A_NAPI_ID, napi.to_bytes(4, "little"))
-    asked += _attribute(nd.NETDEV_A_NAPI_DEFER_HARD_IRQS, times.to_bytes(4, "little"))
-    asked += _attribute(nd.NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT, nanoseconds.to_bytes(4, "little"))
-    _asked(nd.NETDEV_CMD_NAPI_SET, asked, nd.NLM_F_ACK)
 
 
 def words(bits: int) -> frozenset[str]:
@@ -51,16 +77,6 @@ def _attribute(kind: int, value: bytes) -> bytes:
     head = np.zeros(1, nd.nlattr)
     head["len"], head["type"] = nd.nlattr.itemsize + len(value), kind
     return head.tobytes() + value + bytes(-len(value) % nd.NLA_ALIGN)
-
-
-def _asked(command: int, told: bytes, flags: int = 0) -> dict[int, bytes]:
-    """What the family of network devices answers. FileNotFoundError: this kernel has none."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nd.NETLINK_GENERIC) as asked:
-        asked.settimeout(SECONDS)
-        name = _attribute(nd.CTRL_ATTR_FAMILY_NAME, nd.NETDEV_FAMILY_NAME)
-        family = _ask(asked, nd.GENL_ID_CTRL, nd.CTRL_CMD_GETFAMILY, name)
-        number = int.from_bytes(family[nd.CTRL_ATTR_FAMILY_ID], "little")
-        return _ask(asked, number, command, told, flags)
 
 
 def _ask(asked: socket.socket, family: int, command: int, told: bytes, flags: int = 0) -> dict[int, bytes]:
