@@ -11,6 +11,7 @@ REST_SECONDS, twice as long each time, unless it had been well for REST_MOST.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,13 +80,14 @@ class Directing:
             tier.tidy()
         for vm in self.engine.vms.values():
             self._measure(vm)
-            why, own = self.obstacle(vm), self.tier_of(vm)
-            if own is not None and why:
-                own.leave(vm, why)
-            elif own is not None:
-                own.go_on(vm)
-            if why and vm.config.placement != "switched":
-                self.whys[vm.name] = why
+        whys = {vm: why for vm in self.engine.vms.values() if (why := self.obstacle(vm))}
+        for tier in self.tiers:
+            own = [vm for vm in self.engine.vms.values() if self.tier_of(vm) is tier]
+            tier.leave({vm: whys[vm] for vm in own if vm in whys})
+            for vm in own:
+                if vm not in whys:
+                    tier.go_on(vm)
+        self.whys |= {vm.name: why for vm, why in whys.items() if vm.config.placement != "switched"}
 
     def _measure(self, vm: Vm) -> None:
         """The length of its frames, where that decides; each front-end has its own."""
@@ -145,12 +147,12 @@ class Directing:
     def leave(self, vm: Vm, why: str) -> None:
         """Make a VM switched, at once."""
         if tier := self.tier_of(vm):
-            tier.leave(vm, why)
+            tier.leave({vm: why})
 
-    def set_out(self, vm: Vm, worker: int) -> None:
-        """Its first receive queue is about to go to another processor, or to the default queue or from there."""
-        if tier := self.tier_of(vm):
-            tier.set_out(vm, worker)
+    def set_out(self, workers: Mapping[Vm, int]) -> None:
+        """Their first receive queues are about to go to these processors, or to the default queue or from there."""
+        for tier in self.tiers:
+            tier.set_out({vm: worker for vm, worker in workers.items() if self.tier_of(vm) is tier})
 
     # --- what tiers tell ---------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@
              ─► kept      buffers that the kernel has not used are the next ones, as if it had never had them; what was made
                           stays, to be direct again in a moment, until memory or configuration are others
 
-Leaving is done at once and whole, whoever wants it: a driver that stops, memory that changes, another configuration.
+Leaving is done at once and whole, whoever wants it: a driver that stops, memory that changes, another configuration; and by
+all together that have to at the same time, as a grace period takes longer than everything else.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmq import linux
 from vmq.config.records import Config, Xdp
+from vmq.config.records import Vm as VmConfig
 from vmq.dataplane import state
 from vmq.direct.memory import GuestMemory, files_of, identity
 from vmq.direct.pair import Apart
 from vmq.direct.queue import DirectQueue
-from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
+from vmq.engine.plan import lasting, same_wire
+from vmq.engine.tier import LED, SWITCHED, keys_led, soon, uplink_of
 from vmq.errors import ProtocolError
 from vmq.uplink import Uplink
 from vmq.uplink.xdp import XdpUplink
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("vmq")
 NOBODY = state.MAX_WORKERS  # as `former`: no processor delivers, and frames wait
 COUNT_SECONDS = 1.0  # between two looks at what was lost; each reads the counters of all pairs
-KEYS = ("uplink", "vlan")  # of a VM, that a pair is made for
 PAIR_MTU_MAX = 3400  # what a veth takes a program with is a page, less the kernel's own: some 3500
 TORN = "pages of its memory were given back to the host: a memory balloon, free page reporting, virtio-mem"
 MTU_MAX = 1500 + 4  # what a chunk of the kernel has room for, and more than a guest's usual buffers
@@ -100,17 +102,23 @@ class Pairs:
         self._loop = asyncio.get_running_loop()
         for name in self._torn.keys() - self.engine.vms.keys():
             del self._torn[name]
-        for made in list(self._directs.values()):
+        whys = dict[Direct, str]()
+        for made in self._directs.values():
             if not made.stale and made.memory.is_torn():
-                self._tear(made)
+                whys[made] = TORN
             elif self.engine.vms.get(made.vm.name) is not made.vm or made.shape != _shape(made.vm):
-                self.leave(made.vm, "its memory, its uplink or its configuration is another now")
+                whys[made] = "its memory, its uplink or its configuration is another now"
+        self.leave({made.vm: why for made, why in whys.items()})
+        for made, why in whys.items():
+            if why == TORN:
+                self._tear(made)
+            else:
                 self._forget(made)
 
     def _tear(self, one: Direct) -> None:
         """Pages of its memory are gone: the kernel has others. Never again with these files."""
         self._torn[one.vm.name] = one.memory.files
-        self.leave(one.vm, TORN)
+        self.directing.whys[one.vm.name] = TORN
         self._forget(one)
 
     def go_on(self, vm: Vm) -> None:
@@ -161,9 +169,7 @@ class Pairs:
         try:
             step(one)
         except OSError as error:
-            why = f"the kernel refuses what it needs: {_said(error)}"
-            self.leave(one.vm, why)
-            self.directing.rest(one.vm, why)
+            self._refuse({one.vm: f"the kernel refuses what it needs: {_said(error)}"})
 
     def _go_on(self, one: Direct) -> None:
         if one.stale:
@@ -192,9 +198,7 @@ class Pairs:
             self.engine.publisher.ring()
 
     def _unfit(self, one: Direct) -> None:
-        why = "its driver posts buffers that are none for the kernel"
-        self.leave(one.vm, why)
-        self.directing.rest(one.vm, why)
+        self._refuse({one.vm: "its driver posts buffers that are none for the kernel"})
 
     def _made(self, one: Direct) -> None:
         try:
@@ -212,7 +216,7 @@ class Pairs:
 
     def _post(self, one: Direct, queue: DirectQueue) -> None:
         vm, one.stage = one.vm, "posting"
-        queue.follow(self._filters(vm))
+        queue.follow(keys_led(self.engine)[vm])
         queue.open()
         vm.queues[0] = replace(vm.queues[0], direct=queue.address, led=state.LED)
         self.engine.workers[vm.worker].watch(queue.socket.fileno())
@@ -228,82 +232,118 @@ class Pairs:
         self.directing.whys.pop(vm.name, None)
         self.directing.tell(vm, "direct")
 
-    @staticmethod
-    def _filters(vm: Vm) -> set[tuple[int, int]]:
-        return {(mac, vm.config.vlan or 0) for mac in vm.macs}
+    def _active(self) -> list[tuple[Direct, DirectQueue]]:
+        """Those of which the kernel has buffers."""
+        found = ((one, one.queue) for one in self._directs.values() if one.stage in ("posting", LED))
+        return [(one, queue) for one, queue in found if queue is not None]
+
+    def _others(self) -> list[tuple[Direct, DirectQueue, set[tuple[int, int]]]]:
+        """Those of them to whom other keys lead than their far ends know, and which."""
+        active = self._active()
+        keys = keys_led(self.engine) if active else {}
+        every = ((one, queue, keys.get(one.vm, set())) for one, queue in active)
+        return [(one, queue, own) for one, queue, own in every if own != queue.filters_now]
+
+    def prepare(self) -> None:
+        """What may be sent into a pair from the next version on, its far end knows before that."""
+        refused: dict[Vm, str] = {}
+        for one, queue, keys in self._others():
+            try:
+                queue.follow(keys | queue.filters_now)
+            except OSError as error:
+                refused[one.vm] = f"the kernel refuses what it needs: {_said(error)}"
+        self._refuse(refused)
 
     def follow(self) -> None:
-        """Receive filters may be others now; of those that are led, the far ends come first."""
-        for one in list(self._directs.values()):
-            led = one.stage in ("posting", LED)
-            if led and one.queue is not None and self._filters(one.vm) != one.queue.filters_now:
-                self._as_far_as_it_goes(one, self._follow)
-
-    def _follow(self, one: Direct) -> None:
-        filters, uplink, queue = self._filters(one.vm), uplink_of(one.vm), one.queue
-        if queue is None:
-            return
-        queue.follow(filters | queue.filters_now)
-        if one.stage == LED and isinstance(uplink, XdpUplink):
-            uplink.lead(one.vm.number, filters)
-        queue.follow(filters)
+        """The NIC's program is next, and far ends forget what leads there no more when all have been told."""
+        others = self._others()
+        for one, _, keys in others:
+            uplink = uplink_of(one.vm)
+            if one.stage == LED and isinstance(uplink, XdpUplink):
+                uplink.lead(one.vm.number, keys)
+        for _, queue, keys in others:
+            queue.follow(keys)
 
     def make_way(self, new: Config) -> None:
         """Those are switched whose pair is not for it."""
-        for one in list(self._directs.values()):
-            before, config = one.vm.config, new.vms.get(one.vm.name)
-            same = config is not None and all(getattr(config, key) == getattr(before, key) for key in KEYS)
-            if config is None or not same or config.placement == "switched":
-                self.leave(one.vm, "its configuration is another now")
+        uplinks = self.engine.config.uplinks
+        fresh = {name for name in uplinks if not same_wire(uplinks[name], new.uplinks.get(name))}
+
+        def stays(before: VmConfig, config: VmConfig | None) -> bool:
+            if config is None or before.uplink in fresh or config.placement == "switched":
+                return False
+            return lasting(config) == lasting(before) and config.vlan == before.vlan
+
+        gone = [one.vm for one, _ in self._active() if not stays(one.vm.config, new.vms.get(one.vm.name))]
+        self.leave(dict.fromkeys(gone, "its configuration is another now"))
 
     # --- and back --------------------------------------------------------------------------------------------
 
-    def leave(self, vm: Vm, why: str) -> None:
-        """Make it switched, at once: its buffers are the guest's again, in order, and what has landed is given back."""
-        one = self._directs.get(vm.name)
-        if one is None or one.stage not in ("posting", LED):
+    def leave(self, whys: Mapping[Vm, str]) -> None:
+        """Make them switched, at once and together: their buffers are the guests' again, in order, and what has landed is given back."""
+        leaving = [(one, queue) for one, queue in self._active() if one.vm in whys]
+        if not leaving:
             return
-        led, one.stage, waited = one.stage == LED, "leaving", 0.0
-        if one.queue is not None:
-            began = self._withdraw(vm, one.queue, led=led)
-            vm.queues[0] = replace(vm.queues[0], direct=0, led=0, former=state.NONE)
-            self.engine.publish()
-            waited = time.monotonic() - began
-            self.engine.workers[vm.worker].forget(one.queue.socket.fileno())
+        led = [one.vm for one, _ in leaving if one.stage == LED]
+        for one, _ in leaving:
+            one.stage = "leaving"
+        began = self._withdraw(leaving, led)
+        for one, _ in leaving:
+            one.vm.queues[0] = replace(one.vm.queues[0], direct=0, led=0, former=state.NONE)
+        self.engine.publish()
+        waited = time.monotonic() - began
+        for one, queue in leaving:
+            vm, one.stage = one.vm, "kept"
+            self.engine.workers[vm.worker].forget(queue.socket.fileno())
             vm.rings.watch()
-            one.queue.socket.leave()
-        one.stage, self.directing.whys[vm.name] = "kept", why
+            queue.socket.leave()
+            self.directing.whys[vm.name] = whys[vm]
+            if vm in led:
+                self.directing.tell(vm, "switched", whys[vm], waited)
+
+    def _refuse(self, whys: Mapping[Vm, str]) -> None:
+        """The same, and for a while."""
+        self.leave(whys)
+        for vm, why in whys.items():
+            self.directing.rest(vm, why)
+
+    def set_out(self, workers: Mapping[Vm, int]) -> None:
+        """Also where only the queue is another."""
+        self.leave(dict.fromkeys(workers, "its receive queue moves to another processor"))
+
+    def _withdraw(self, leaving: Sequence[tuple[Direct, DirectQueue]], led: Collection[Vm]) -> float:
+        """Until the kernel has nothing of them, in one grace period for all; since when frames wait."""
+        for vm in led:
+            uplink = uplink_of(vm)
+            if isinstance(uplink, XdpUplink):
+                uplink.unlead(vm.number)
         if led:
-            self.directing.tell(vm, "switched", why, waited)
-
-    def set_out(self, vm: Vm, worker: int) -> None:  # noqa: ARG002 - also where only the queue is another
-        self.leave(vm, "its receive queue moves to another processor")
-
-    def prepare(self) -> None:
-        """What stands in the tables changes by `leave` and by looks alone."""
-
-    def _withdraw(self, vm: Vm, queue: DirectQueue, *, led: bool) -> float:
-        """Until the kernel has nothing of it; since when frames wait."""
-        uplink = uplink_of(vm)
-        if isinstance(uplink, XdpUplink) and led:
-            uplink.unlead(vm.number)
             linux.grace_period()
-        vm.queues[0] = replace(vm.queues[0], led=state.LEAVING, former=NOBODY)
+        for one, _ in leaving:
+            one.vm.queues[0] = replace(one.vm.queues[0], led=state.LEAVING, former=NOBODY)
         began = time.monotonic()
         queue.poll(on=False)
         self.engine.publish()
-        drained = soon(queue.drained)
-        queue.shut()
-        if not drained:
-            LOG.warning("vm %s: frames on their way into its memory were not seen to land", vm.name)
+        landed = _all(
+            DirectQueue.drained, leaving, "frames on their way into its memory were not seen to land"
+        )
+        for _, queue in leaving:
+            queue.shut()
+        if not landed:
             linux.grace_period()  # what the far end was about to write is written, or was not let through
-        if vm.fault:
-            return began  # nothing is given to its guest any more
-        if not soon(queue.socket.is_harvested):
-            LOG.warning("vm %s: frames have landed in its memory that it is not told of", vm.name)
-        self._count(queue)
-        if not soon(queue.lost_are_booked):
-            LOG.warning("vm %s: frames were lost on their way into its memory that no counter has", vm.name)
+        served = [one for one in leaving if not one[0].vm.fault]  # guests of others are given nothing
+        _all(
+            lambda queue: queue.socket.is_harvested(),
+            served,
+            "frames have landed in its memory that it is not told of",
+        )
+        for _, queue in served:
+            self._count(queue)
+        _all(
+            DirectQueue.lost_are_booked,
+            served,
+            "frames were lost on their way into its memory that no counter has",
+        )
         return began
 
     def _forget(self, one: Direct) -> None:
@@ -329,14 +369,29 @@ class Pairs:
 
     def close(self) -> None:
         """Everything is switched; wait for what is still being made."""
-        for one in list(self._directs.values()):
-            self.leave(one.vm, "the engine ends")
+        self.leave({one.vm: "the engine ends" for one in self._directs.values()})
         self._makers.shutdown(cancel_futures=True)
         for one in list(self._directs.values()):
             self._forget(one)
         if self._far is not None:
             self._far.close()
             self._far = None
+
+
+def _all(
+    done: Callable[[DirectQueue], bool], ones: Sequence[tuple[Direct, DirectQueue]], otherwise: str
+) -> bool:
+    """Wait a moment until this holds of each; whether it does. Of whom it does not, that is told."""
+    left = list(ones)
+
+    def none_left() -> bool:
+        left[:] = [(one, queue) for one, queue in left if not done(queue)]
+        return not left
+
+    passed = soon(none_left)
+    for one, _ in left:
+        LOG.warning("vm %s: %s", one.vm.name, otherwise)
+    return passed
 
 
 def _said(error: Exception) -> str:
