@@ -28,7 +28,7 @@ from tests.vm.lab.engine import EngineProcess
 from tests.vm.lab.netns import Namespace
 from tests.vm.lab.strangers import EVERYBODY, STRANGER, VLANS, WIDE, anything, overlong
 from tests.vm.test_direct import DIRECT, is_placed
-from tests.vm.test_direct_tap import host
+from tests.vm.test_direct_tap import host, is_told_of
 from tests.vm.test_xdp import UPLINK, WIRE, station, tagged, vm
 from vmq.abi.ethernet import ETH_HLEN, ETH_TYPE_OFFSET, VLAN_HLEN
 from vmq.guest.driver import HEADER
@@ -161,17 +161,7 @@ class Stage:
         until_equal(self.arrived, self._sent)
         row = self.engine.show("uplinks")["wire"]
         assert row["frames_from_wire"] == row["forwarded"] + sum(row["drops"].values())
-        until(self._all_are_told_of)
-
-    def _all_are_told_of(self) -> bool:
-        """Of each queue: offered = delivered + named drops. What is lost in a pair is counted once a second."""
-        rows = self.engine.show("queues").values()
-        return all(
-            row["offered_to_guest"]
-            == row["frames_to_guest"]
-            + sum(count for name, count in row["drops"].items() if name.startswith("to_guest"))
-            for row in rows
-        )
+        until(lambda: all(map(is_told_of, self.engine.show("queues").values())))  # of a pair's, once a second
 
     def check(self, *names: str) -> None:
         """Of these guests, or all: nothing is in their memory but what are theirs."""
