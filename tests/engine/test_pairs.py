@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from pyroute2 import netns
 
 from tests.direct.holes import punch
 from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone, until
-from tests.vm.lab.netns import Namespace
+from tests.vm.lab.netns import joined
+from tests.vm.test_xdp import station
 from vmq import linux
 from vmq.config import Xdp
 from vmq.control.views import show
@@ -32,20 +34,29 @@ from vmq.linux import PAGE
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def wired(tmp_path: Path) -> Iterator[Running]:
-    """An engine whose uplink `lan` is one end of a veth."""
-    with Namespace("engine") as near, Namespace("far") as far:
-        for end in (near, far):
-            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
-        near.veth("wire0", far, "host0")
+class Wired(Running):
+    """An engine whose uplink `lan` is one end of a veth; `wire` is at its other end."""
+
+    wire: socket.socket
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[Wired]:
+    with joined() as (near, far), station(far) as wire:
 
         def make() -> Engine:
             netns.setns(near.name, flags=0)
             return Engine("test.toml", (FIRST_CPU,), "a test")
 
-        with Running(tmp_path, make=make) as running:
+        with Wired(folder, make=make) as running:
+            running.wire = wire
             yield running
+
+
+@pytest.fixture
+def wired(tmp_path: Path) -> Iterator[Wired]:
+    with engine(tmp_path) as running:
+        yield running
 
 
 def configure(running: Running, **keys: Any) -> None:
