@@ -187,8 +187,8 @@ class DirectQueue:
         """Let nothing through any more."""
         self._sockets.delete(bytes(4))
 
-    def count_lost(self) -> None:
-        """Tell its processor what has been lost on the way through the pair, and where."""
+    def count_lost(self, devices: str) -> None:
+        """Tell its processor what has been lost on the way through the pair, and where; `devices` as in pair.py."""
         foreign = sum(self.counted.total(verdict) for verdict in (FOREIGN, RUNT, NO_SOCKET))
         lost = self.row["lost"]
         lost[state.LOST_NO_BUFFER] = self.socket.lost()
@@ -196,7 +196,7 @@ class DirectQueue:
         refused = int(
             self.sent["to_wire_drops"][TO_WIRE_ERROR]
         )  # for want of room they are the pair's own count
-        lost[state.LOST_PAIR] = self.pair.refused() + refused + foreign + self.socket.untold
+        lost[state.LOST_PAIR] = self.pair.refused(devices) + refused + foreign + self.socket.untold
 
     def lost_are_booked(self) -> bool:
         """Whether its processor has counted what was told."""

@@ -186,15 +186,17 @@ class Pairs:
         elif one.stage == LED and one.queue is not None:
             if time.monotonic() > one.count_at:
                 one.count_at = time.monotonic() + COUNT_SECONDS
-                self._count(one.queue)
+                self._count([one.queue])
             one.queue.look(time.monotonic(), one.vm.received()[0])
             if one.queue.row["unfit"]:
                 self._unfit(one)
 
-    def _count(self, queue: DirectQueue) -> None:
-        """What was lost, to the counters of the queue; its processor may sleep, and nothing else may wake it."""
-        queue.count_lost()
-        if not queue.lost_are_booked():
+    def _count(self, queues: Collection[DirectQueue]) -> None:
+        """What was lost, to the counters of the queues; processors may sleep, and nothing else may wake them."""
+        devices = self._far.devices() if self._far else ""
+        for queue in queues:
+            queue.count_lost(devices)
+        if not all(queue.lost_are_booked() for queue in queues):
             self.engine.publisher.ring()
 
     def _unfit(self, one: Direct) -> None:
@@ -337,8 +339,7 @@ class Pairs:
             served,
             "frames have landed in its memory that it is not told of",
         )
-        for _, queue in served:
-            self._count(queue)
+        self._count([queue for _, queue in served])
         _all(
             DirectQueue.lost_are_booked,
             served,
