@@ -225,12 +225,12 @@ def test_what_the_kernel_has_no_room_for_comes_by_the_queues_of_all(
         raise OSError(7, "no more fit")
 
     tapped.begin()
+    monkeypatch.setattr(TapUplink, "lead", full)  # before there is anything to lead
     with tapped.guest("a") as a:
-        with monkeypatch.context() as patch:
-            patch.setattr(TapUplink, "lead", full)
-            until(lambda: "no more fit" in tapped.engine.directing.whys.get("a", ""))
-            tapped.carries(a, 1)
-            assert "a" not in tapped.engine.directing.own_queues._owns
+        until(lambda: "no more fit" in tapped.engine.directing.whys.get("a", ""))
+        tapped.carries(a, 1)
+        assert "a" not in tapped.engine.directing.own_queues._owns
+        monkeypatch.undo()
         tapped.stage()
         with monkeypatch.context() as patch:
             patch.setattr(TapUplink, "lead", full)
