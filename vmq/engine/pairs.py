@@ -321,10 +321,10 @@ class Pairs:
                 uplink.unlead(vm.number)
         if led:
             linux.grace_period()
-        for one, _ in leaving:
+        for one, queue in leaving:
             one.vm.queues[0] = replace(one.vm.queues[0], led=state.LEAVING, former=NOBODY)
+            queue.poll(on=False)
         began = time.monotonic()
-        queue.poll(on=False)
         self.engine.publish()
         landed = _all(
             DirectQueue.drained, leaving, "frames on their way into its memory were not seen to land"
