@@ -24,7 +24,7 @@ from vmq import linux
 from vmq.config import Xdp
 from vmq.control.views import show
 from vmq.dataplane.reasons import TO_GUEST_PAIR, TO_GUEST_TOO_LONG
-from vmq.direct import lengths
+from vmq.direct import lengths, polling
 from vmq.direct.queue import DirectQueue
 from vmq.engine import directing as module
 from vmq.engine.engine import Engine
@@ -401,6 +401,32 @@ def test_all_that_leave_at_once_wait_for_the_kernel_once_and_lose_nothing(
         for name, one in others.items():
             got[name] += one.receive(sent - len(got[name]), PATIENCE)
             assert got[name] == [frame(one.mac, b.mac, number) for number in range(sent)]
+
+
+def test_a_pair_that_is_polled_loses_and_overtakes_nothing_on_its_way_there_and_back(
+    wired: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the wire; any frame is many here."""
+    monkeypatch.setattr(polling, "MANY", 1)
+    monkeypatch.setattr(polling, "FEW", 0)
+    configure(wired)
+    with wired.guest("a", size=1024) as a, wired.guest("b") as b:
+        stage(wired)
+        got, sent, placements = list[bytes](), 0, ("switched", "direct") * 3
+        for placement in placements:
+            configure(wired, placement=placement)
+            polled = int(placement == "direct")
+            deadline = time.monotonic() + PATIENCE
+            while wired.do(wired.engine.directing.polled, 0) != polled or sent % 50:
+                assert time.monotonic() < deadline
+                wired.wire.send(frame(a.mac, b.mac, sent))
+                sent += 1
+                got += a.receive(64, 0)
+        got += a.receive(sent - len(got), PATIENCE)
+        assert got == [frame(a.mac, b.mac, number) for number in range(sent)]
+        row = wired.do(show, wired.engine, "vms")[0]
+        assert (row["frames_to_guest"], row["drops"]) == (sent, {})
+        assert 100 <= row["frames_placed"] <= sent
 
 
 def test_what_landed_and_was_not_told_does_not_come_with_the_next_driver(wired: Running) -> None:
