@@ -65,8 +65,8 @@ class Wire:
     far: Namespace
     generator: Program
 
-    def send(self, frame: bytes, count: int) -> int:
-        """So many frames at once; nanoseconds of this thread."""
+    def send(self, frame: bytes, count: int, batch: int = BATCH) -> int:
+        """So many frames, `batch` at once; nanoseconds of this thread."""
         given = np.frombuffer(frame, np.uint8)
         asked = attribute(
             bpf.test_run,
@@ -75,7 +75,7 @@ class Wire:
             data_in=given.ctypes.data,
             repeat=count,
             flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES,
-            batch_size=BATCH,
+            batch_size=batch,
         )
         began = time.thread_time_ns()
         linux.bpf(bpf.BPF_PROG_TEST_RUN, asked)

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ def bridge() -> Iterator[Way]:
             yield Way(here, there, pid)
 
 
-WAYS = {
+WAYS: dict[str, tuple[Callable[[], contextlib.AbstractContextManager[Way]], str]] = {
     "vmq": (partial(vmq, "switched"), "the engine's"),
     "vmq, direct": (partial(vmq, "direct"), "the engine's"),
     "bridge": (bridge, "the reader's"),

@@ -160,12 +160,12 @@ def test_processors() -> None:
     """Why a processor was chosen is the last word."""
     row = {
         "cpu": 1, "thread": 4711, "state": "sleeping", "why": "not CPU 0", "vms": ["web"], "queues": 1,
-        "bursts": 10, "sleeps": 2, "wakeups": 2, "busy_ratio": 0.5,
+        "polled": 0, "bursts": 10, "sleeps": 2, "wakeups": 2, "busy_ratio": 0.5,
     }  # fmt: skip
 
     assert show.text("processors", [row]) == (
-        "cpu  state     thread  vms  queues  bursts  sleeps  wakeups  busy_ratio  why\n"
-        "  1  sleeping    4711  web       1      10       2        2        0.50  not CPU 0"
+        "cpu  state     thread  vms  queues  polled  bursts  sleeps  wakeups  busy_ratio  why\n"
+        "  1  sleeping    4711  web       1       0      10       2        2        0.50  not CPU 0"
     )
 
 

@@ -6,6 +6,7 @@ What the real kernel makes of them: tests/direct/test_socket.py.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from typing import Any, Self
 from unittest.mock import patch
@@ -20,7 +21,7 @@ from tests.dataplane.rig import FAULT, GUARD, HEADER, NEXT, WRITE, A, Rig, inter
 from tests.dataplane.test_xdp import Ring
 from vmq.abi import xdp
 from vmq.dataplane import direct, reasons, state
-from vmq.dataplane.direct import LEAD, begun, book_lost, harvest, post
+from vmq.dataplane.direct import LEAD, begun, book_lost, exchange, harvest, poll_pair, post
 from vmq.dataplane.split import available, give_back, head_at, publish
 from vmq.jit import address_of, load_once
 
@@ -122,6 +123,55 @@ def test_no_more_is_posted_than_a_ring_holds() -> None:
         assert placed.post() == 0  # the kernel has room, and we still have to give one back
         assert placed.harvest() == 1
         assert placed.post() == 1
+
+
+@pytest.mark.parametrize(("burst", "taken"), [(64, 8), (3, 8), (2, 8), (1, 4)])
+def test_a_turn_gives_back_several_bursts_and_has_others_posted(burst: int, taken: int) -> None:
+    """As many as the kernel brings in one, and more: else those that stand in its ring would never become fewer."""
+    with Placed() as placed, patch.object(direct, "BURST", burst):
+        placed.vm.post(2 * SIZE, 512)
+        assert placed.begun()
+        frames = [numbered(A, A, number) for number in range(SIZE)]
+        assert all(placed.place(data) for data in frames)
+        got, wanted = exchange(placed.vq, placed.ring, placed.row, placed.books, True)
+        publish(placed.vq, placed.ring)
+        assert (got, wanted) == (taken, taken)  # it had few
+        assert placed.vm.received() == frames[:taken]
+        assert int(placed.row["posted"]) == SIZE
+
+
+def test_a_queue_that_is_not_led_any_more_gives_back_and_posts_nothing() -> None:
+    with Placed() as placed:
+        placed.vm.post(4, 512)
+        assert placed.begun()
+        assert placed.place(numbered(A, A, 1))
+        assert exchange(placed.vq, placed.ring, placed.row, placed.books, False) == (1, 0)
+        assert int(placed.row["posted"]) == 3
+
+
+def test_a_fault_in_a_later_burst_takes_nothing_back() -> None:
+    with Placed() as placed, patch.object(direct, "BURST", 1):
+        placed.vm.post(SIZE, 512)
+        assert placed.begun()
+        assert placed.place(numbered(A, A, 1))
+        assert placed.place(numbered(A, A, 2), wrong=2048)
+        got = exchange(placed.vq, placed.ring, placed.row, placed.books, True)
+        assert got == (1, -1 - reasons.FAULT_BASE - FAULT["direct_order"])
+
+
+def test_to_poll_is_one_call_that_never_waits() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        row = np.zeros(1, state.direct_queue)[0]
+        row["poll"] = state.NONE
+        theirs.send(b"one")
+        poll_pair(row)
+        assert ours.recv(3, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"one"
+        row["poll"] = ours.fileno()
+        for _ in range(2):
+            poll_pair(row)
+        with pytest.raises(BlockingIOError):
+            ours.recv(3, socket.MSG_DONTWAIT)
 
 
 def offer(placed: Placed, address: int, length: int, flags: int = WRITE, head: int = 0) -> None:

@@ -105,16 +105,16 @@ def test_neither_end_has_an_address_or_says_anything(apart: Apart) -> None:
 def test_frames_that_find_no_room_at_the_far_end_are_counted(apart: Apart) -> None:
     """Whoever sent them: here a far end that is down takes none."""
     pair = Pair(apart, 0, 1500)
-    assert pair.refused() == 0
+    assert pair.refused(apart.devices()) == 0
     with apart.call(lambda: raw("near0")) as near:
         apart.call(lambda: link.set_down("far0"))
         near.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)  # a queue that knows of it would drop them first
         for _ in range(3):
             with contextlib.suppress(OSError):
                 near.send(plain(1))
-    assert pair.refused() == 3
+    assert pair.refused(apart.devices()) == 3
     pair.close()
-    assert pair.refused() == 0
+    assert pair.refused(apart.devices()) == 0
 
 
 def test_with_its_namespace_all_pairs_go(host: Namespace) -> None:

@@ -16,6 +16,7 @@ from vmq.abi.xdp import AF_XDP
 from vmq.bpf.maps import counters, hash_map, socket_map
 from vmq.bpf.program import Program
 from vmq.dataplane.state import VID_SHIFT
+from vmq.direct.polling import greeting
 from vmq.direct.program import VERDICTS, landing, mark
 
 pytestmark = pytest.mark.root
@@ -131,3 +132,11 @@ def test_a_queue_that_is_not_direct_any_more_loses_frames_by_name(plain: Kernel)
     assert plain.run(frame(A, B))[0] == "no_socket"
     plain.lead()
     assert plain.run(frame(A, B))[0] == "placed"
+
+
+def test_a_greeting_goes_up_to_everybody_and_is_counted_nowhere(plain: Kernel, tagged: Kernel) -> None:
+    for kernel in (plain, tagged):
+        before = [kernel.counted.total(index) for index in range(len(VERDICTS))]
+        run = kernel.program.run(greeting())
+        assert (run.verdict, run.frame) == (bpf.XDP_PASS, b"\xff" * 6 + greeting()[6:])
+        assert [kernel.counted.total(index) for index in range(len(VERDICTS))] == before

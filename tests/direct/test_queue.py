@@ -82,7 +82,7 @@ def test_what_is_lost_is_told_to_the_processor_by_where_it_was(queue: DirectQueu
         queue.near.send(HEADER + data)
     marks = queue.mark()
     until(lambda: queue.passed(marks))
-    queue.count_lost()
+    queue.count_lost(queue._far.devices())
     assert int(queue.row["lost"][state.LOST_NO_BUFFER]) == 1
     assert int(queue.row["lost"][state.LOST_PAIR]) == 1
     assert not queue.lost_are_booked()

@@ -269,7 +269,7 @@ def test_a_queue_that_cannot_be_had_is_refused_in_words_and_the_vm_gets_a_pair(
     configure(wired, **keys)
     with wired.guest("a") as a:
         stage(wired)
-        assert words(wired) == ("direct", "by a pair of its own")
+        assert words(wired)[1].startswith("by a pair of its own")
         assert why in wired.do(wired.engine.directing.nic_queues.refused, wired.engine.vms["a"])
         if "vlan" not in keys:
             sends(wired, a, 0, BATCH)
@@ -280,7 +280,7 @@ def test_a_queue_that_somebody_has_a_socket_on_is_refused_too(wired: Wired) -> N
         configure(wired)
         with wired.guest("a") as a:
             stage(wired)
-            assert words(wired) == ("direct", "by a pair of its own")
+            assert words(wired)[1].startswith("by a pair of its own")
             assert "busy" in wired.do(wired.engine.directing.nic_queues.refused, wired.engine.vms["a"])
             sends(wired, a, 0, BATCH)
 

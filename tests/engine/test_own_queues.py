@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,16 @@ from tests.engine.running import MACS, PATIENCE, TWO_CPUS, Running, frame, gone,
 from tests.engine.test_mover import move
 from tests.uplink.test_tap import Namesake
 from tests.vm.lab.netns import Namespace
+from tests.vm.test_direct_tap import flowing
 from vmq.abi.ethernet import mac_number
 from vmq.config import Tap
+from vmq.dataplane import state
+from vmq.dataplane.classify import lookup
 from vmq.engine import directing, own_queues
 from vmq.engine.directing import Rest
 from vmq.engine.engine import Engine
 from vmq.guest.guest import Guest
+from vmq.jit import at, python_of
 from vmq.uplink.tap import TapUplink
 
 pytestmark = pytest.mark.root
@@ -220,12 +225,12 @@ def test_what_the_kernel_has_no_room_for_comes_by_the_queues_of_all(
         raise OSError(7, "no more fit")
 
     tapped.begin()
+    monkeypatch.setattr(TapUplink, "lead", full)  # before there is anything to lead
     with tapped.guest("a") as a:
-        with monkeypatch.context() as patch:
-            patch.setattr(TapUplink, "lead", full)
-            until(lambda: "no more fit" in tapped.engine.directing.whys.get("a", ""))
-            tapped.carries(a, 1)
-            assert "a" not in tapped.engine.directing.own_queues._owns
+        until(lambda: "no more fit" in tapped.engine.directing.whys.get("a", ""))
+        tapped.carries(a, 1)
+        assert "a" not in tapped.engine.directing.own_queues._owns
+        monkeypatch.undo()
         tapped.stage()
         with monkeypatch.context() as patch:
             patch.setattr(TapUplink, "lead", full)
@@ -233,6 +238,107 @@ def test_what_the_kernel_has_no_room_for_comes_by_the_queues_of_all(
             tapped.wire.send(frame(MACS[7], WIRE, 2))
             assert a.receive(1, PATIENCE) == [frame(MACS[7], WIRE, 2)]
         assert any("no more fit" in line for line in tapped.log.lines)
+
+
+MOVING = MACS[10], MACS[11]
+
+
+def owners(tapped: Tapped, first: str, second: str) -> None:
+    """VMs a and b are both direct; two addresses more are theirs, each at once."""
+    vms = {}
+    for number, name in ((1, "a"), (2, "b")):
+        more = [mac for mac, owner in zip(MOVING, (first, second), strict=True) if owner == name]
+        macs = (MACS[number - 1], *more)
+        vms[name] = tapped.vm(name, number, uplink="lan", placement="direct", mac=macs)
+    tapped.configure({"lan": Tap(device="vmqtap0")}, **vms)
+
+
+def owner(tapped: Tapped, mac: int, vid: int = 0) -> int:
+    """The receive queue that the newest tables have for an address."""
+    tables = at(int(tapped.engine.segment.engine["tables"]), 1, state.tables)[0]
+    return int(python_of(lookup)(tables, mac, vid, tapped.engine.uplink_number("lan")))
+
+
+def test_while_addresses_change_owners_each_has_one_and_no_queue_gets_what_is_anothers(
+    tapped: Tapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every version, and each time that the program is told: until all have moved two VMs have the same ones."""
+    tapped.begin()
+    told, versions, lead, publish = 0, 0, TapUplink.lead, tapped.engine.publish
+
+    def checked(self: TapUplink, queues: Mapping[tuple[int, int], int]) -> None:
+        nonlocal told
+        owns = tapped.engine.directing.own_queues._owns.values()
+        first = {own.number: own.vm.first_queue for own in owns}
+        for key, number in queues.items():
+            assert owner(tapped, *key) == first[number]
+        told += len(queues)
+        lead(self, queues)
+
+    def published() -> None:
+        nonlocal versions
+        publish()
+        assert all(owner(tapped, mac_number(mac)) >= 0 for mac in MOVING)
+        versions += 1
+
+    with tapped.guest("a"), tapped.guest("b"):
+        owners(tapped, "a", "a")
+        tapped.stage("led", "a")
+        tapped.stage("led", "b")
+        monkeypatch.setattr(TapUplink, "lead", checked)
+        monkeypatch.setattr(tapped.engine, "publish", published)
+        for first, second in (("b", "b"), ("a", "b"), ("b", "a"), ("a", "a"), ("b", "b")):
+            owners(tapped, first, second)
+        assert told
+        assert versions
+
+
+def numbered(mac: str, number: int) -> bytes:
+    return frame(mac, WIRE, number, 100) + mac.encode() + number.to_bytes(4, "big")
+
+
+def newest(one: Guest, mac: str) -> int:
+    """The highest number of a frame to an address that any byte of a guest's memory tells of."""
+    found = re.findall(re.escape(mac.encode()) + b"(....)", one.memory.read(0, one.memory.size), re.DOTALL)
+    return max((int.from_bytes(number, "big") for number in found), default=-1)
+
+
+def test_addresses_that_change_owners_at_once_lose_nothing_under_flow_and_leave_no_byte_behind(
+    tapped: Tapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From when a configuration is in force, frames to an address are in the memory of its owner alone."""
+    monkeypatch.setattr(own_queues, "SETTLE_SECONDS", 0.05)
+    tapped.begin()
+    owners(tapped, "a", "b")
+    got: list[bytes] = []
+    with tapped.guest("a", size=1024) as a, tapped.guest("b", size=1024) as b:
+        guests = {"a": a, "b": b}
+
+        def both_led() -> bool:
+            got.extend(data for one in guests.values() for data in one.receive(1024, 0.01))
+            stages = [tapped.do(tapped.engine.directing.stage, vm) for vm in tapped.engine.vms.values()]
+            return stages == ["led", "led"]
+
+        until(both_led)
+
+        def both_led_and_more(placed: int) -> bool:
+            return both_led() and sum(map(tapped.placed, guests)) > placed
+
+        with flowing(tapped.wire, lambda number: numbered(MOVING[number % 2], number)) as sent:
+            for now in (("b", "a"), ("a", "b"), ("b", "b"), ("a", "a"), ("b", "a")):
+                owners(tapped, *now)
+                mark = len(sent)
+                until(both_led)
+                placed = sum(map(tapped.placed, guests))
+                until(partial(both_led_and_more, placed + 10))
+                for mac, owner in zip(MOVING, now, strict=True):
+                    assert newest(guests["b" if owner == "a" else "a"], mac) < mark
+        deadline = time.monotonic() + PATIENCE
+        while len(got) < len(sent):
+            assert time.monotonic() < deadline, f"{len(sent) - len(got)} of {len(sent)} missing"
+            both_led()
+        assert sorted(got) == sorted(sent)
+        assert tapped.show("uplinks", "lan")["drops"] == {}
 
 
 def sending(wire: socket.socket, mac: str, meanwhile: Callable[[], None]) -> int:
@@ -256,6 +362,20 @@ def sending(wire: socket.socket, mac: str, meanwhile: Callable[[], None]) -> int
     return count
 
 
+TURNS, EACH = 6, 10  # from processor to processor; frames that are placed by each at least
+
+
+def adds_up(tapped: Tapped, count: int) -> None:
+    """What the program, the lanes and the queue say of so many frames to one VM: each was led, read, and placed or copied."""
+    uplink, row = tapped.show("uplinks", "lan"), tapped.show("queues", "a")
+    assert (uplink["verdicts"], uplink["drops"]) == ({"own_queue": count, "ordinary": 0}, {})
+    assert uplink["frames_from_wire"] == uplink["forwarded"] == uplink["copies"] == count
+    assert row["offered_to_guest"] == row["frames_to_guest"] == count
+    assert TURNS * EACH <= row["frames_placed"] <= count
+    assert row["bytes_placed"] == 60 * row["frames_placed"]
+    assert row["bytes_copied"] == 60 * (count - row["frames_placed"])
+
+
 @two_processors
 def test_under_flow_it_goes_from_processor_to_processor_and_no_frame_is_lost_or_overtaken(
     tmp_path: Path,
@@ -269,17 +389,17 @@ def test_under_flow_it_goes_from_processor_to_processor_and_no_frame_is_lost_or_
 
             def there_and_back() -> None:
                 deadline = time.monotonic() + PATIENCE
-                for turn in range(6):
+                for turn in range(TURNS):
+                    before = tapped.placed()
                     tapped.do(lambda turn=turn: move(tapped, "a", (turn + 1) % 2))
-                    while tapped.do(stage_of, vm) != "led":
+                    while tapped.do(stage_of, vm) != "led" or tapped.placed() < before + EACH:
                         assert time.monotonic() < deadline
                         got.extend(a.receive(64, 0.01))
-                    got.extend(a.receive(10, PATIENCE))
 
             count = sending(tapped.wire, a.mac, there_and_back)
             got += a.receive(count - len(got), PATIENCE)
             assert got == [frame(a.mac, WIRE, number) for number in range(count)]
-            assert 0 < tapped.placed() <= count
+            adds_up(tapped, count)
 
 
 def test_where_somebody_else_had_queues_of_the_device_none_is_read_straight(tapped: Tapped) -> None:

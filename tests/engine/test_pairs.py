@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ from pyroute2 import netns
 
 from tests.direct.holes import punch
 from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone, until
-from tests.vm.lab.netns import Namespace
+from tests.vm.lab.netns import joined
+from tests.vm.test_xdp import station
+from vmq import linux
 from vmq.config import Xdp
 from vmq.control.views import show
 from vmq.dataplane.reasons import TO_GUEST_PAIR, TO_GUEST_TOO_LONG
-from vmq.direct import lengths
+from vmq.direct import lengths, polling
 from vmq.direct.queue import DirectQueue
 from vmq.engine import directing as module
 from vmq.engine.engine import Engine
@@ -29,20 +34,29 @@ from vmq.linux import PAGE
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def wired(tmp_path: Path) -> Iterator[Running]:
-    """An engine whose uplink `lan` is one end of a veth."""
-    with Namespace("engine") as near, Namespace("far") as far:
-        for end in (near, far):
-            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
-        near.veth("wire0", far, "host0")
+class Wired(Running):
+    """An engine whose uplink `lan` is one end of a veth; `wire` is at its other end."""
+
+    wire: socket.socket
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[Wired]:
+    with joined() as (near, far), station(far) as wire:
 
         def make() -> Engine:
             netns.setns(near.name, flags=0)
             return Engine("test.toml", (FIRST_CPU,), "a test")
 
-        with Running(tmp_path, make=make) as running:
+        with Wired(folder, make=make) as running:
+            running.wire = wire
             yield running
+
+
+@pytest.fixture
+def wired(tmp_path: Path) -> Iterator[Wired]:
+    with engine(tmp_path) as running:
+        yield running
 
 
 def configure(running: Running, **keys: Any) -> None:
@@ -54,8 +68,8 @@ def configure(running: Running, **keys: Any) -> None:
     )
 
 
-def stage(running: Running, wanted: str = "led") -> None:
-    vm = running.engine.vms["a"]
+def stage(running: Running, wanted: str = "led", name: str = "a") -> None:
+    vm = running.engine.vms[name]
     until(
         lambda: running.do(running.engine.directing.stage, vm) == wanted,
         f"{wanted}: {running.engine.directing.whys}",
@@ -256,6 +270,52 @@ def test_addresses_come_and_go_while_it_is_led(wired: Running) -> None:
         assert made.verdicts() == dict.fromkeys(made.verdicts(), 0) | {"placed": 1}
 
 
+def test_addresses_that_change_owners_at_once_come_to_their_owners_alone(wired: Running) -> None:
+    """Under flow: each frame once, or dropped by name where it was on its way to the one before."""
+    moving = MACS[10], MACS[11]
+
+    def owners(*names: str) -> None:
+        vms = {"b": wired.vm("b", 2, uplink="lan")}
+        for number, name in ((1, "a"), (3, "c")):
+            macs = (MACS[number - 1], *(mac for mac, one in zip(moving, names, strict=True) if one == name))
+            vms[name] = wired.vm(name, number, uplink="lan", placement="direct", mac=macs)
+        wired.configure({"lan": Xdp(device="wire0", prepared=True)}, **vms)
+
+    owners("a", "c")
+    with wired.guest("a", size=1024) as a, wired.guest("c", size=1024) as c, wired.guest("b") as b:
+        stage(wired)
+        stage(wired, name="c")
+        sent, got = list[bytes](), list[bytes]()
+        for now in (("c", "a"), ("a", "c"), ("c", "c"), ("a", "a")):
+            changing = threading.Thread(target=owners, args=now)
+            changing.start()
+            while changing.is_alive():
+                sent += [frame(mac, b.mac, len(sent)) for mac in moving]
+                b.send(sent[-2:])
+                got += a.receive(64, 0.0005) + c.receive(64, 0.0005)
+            changing.join()
+            deadline = time.monotonic() + PATIENCE
+            while len(got) + lost(wired, "a", "c") < len(sent):
+                assert time.monotonic() < deadline
+                got += both(a, c)
+            for mac, name in zip(moving, now, strict=True):
+                b.send([frame(mac, b.mac, 99)])
+                assert {"a": a, "c": c}[name].receive(1, PATIENCE) == [frame(mac, b.mac, 99)]
+            assert both(a, c) == []
+        assert len(set(got)) == len(got)
+        assert set(got) <= set(sent)
+
+
+def both(*guests: Guest) -> list[bytes]:
+    return [data for one in guests for data in one.receive(64, 0.01)]
+
+
+def lost(running: Running, *names: str) -> int:
+    """Frames that were dropped by name on their way through the pairs of these."""
+    rows = [running.engine.vms[name].queue_rows()[0] for name in names]
+    return sum(int(row["to_guest_drops"][TO_GUEST_PAIR]) for row in rows)
+
+
 def test_buffers_that_are_none_for_the_kernel_leave_it_switched_and_lose_nothing(wired: Running) -> None:
     """Too short for the longest frame: none is ever posted, and the engine fills several with a frame, as before."""
     configure(wired)
@@ -281,6 +341,92 @@ def test_addresses_that_the_kernel_has_no_room_for_make_it_switched_and_others_g
 
 def full(*_: object) -> None:
     raise OSError(7, "Argument list too long")
+
+
+def together(running: Running, placement: str = "direct") -> None:
+    """Three VMs that are direct, and one that is not."""
+    keys: dict[str, Any] = {"uplink": "lan", "placement": placement}
+    vms = {name: running.vm(name, number, **keys) for number, name in ((1, "a"), (3, "c"), (4, "d"))}
+    running.configure({"lan": Xdp(device="wire0", prepared=True)}, b=running.vm("b", 2, uplink="lan"), **vms)
+
+
+def retire(running: Running) -> None:
+    """Its uplink steers nothing any more."""
+    uplink: Any = running.engine.uplinks["lan"].uplink
+    running.do(setattr, uplink.steering, "mode", "")
+
+
+def end(running: Running) -> None:
+    def close() -> None:
+        assert running.engine._tick is not None
+        running.engine._tick.cancel()
+        running.engine.directing.close()
+
+    running.do(close)
+
+
+WAYS: dict[str, Callable[[Running], None]] = {
+    "configuration": partial(together, placement="switched"),
+    "uplink": retire,
+    "queues": lambda running: running.do(
+        running.engine.directing.set_out, dict.fromkeys(running.engine.vms.values(), 1)
+    ),
+    "end": end,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_that_leave_at_once_wait_for_the_kernel_once_and_lose_nothing(
+    wired: Running, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    together(wired)
+    waits, wait = list[None](), linux.grace_period
+    with ExitStack() as there:
+        b = there.enter_context(wired.guest("b"))
+        others = {name: there.enter_context(wired.guest(name, size=1024)) for name in "acd"}
+        for name in others:
+            stage(wired, name=name)
+        monkeypatch.setattr(module, "REST_SECONDS", 1000.0)
+        monkeypatch.setattr(linux, "grace_period", lambda: waits.append(wait()))
+        got, sent = {name: list[bytes]() for name in others}, 0
+        leaving = threading.Thread(target=WAYS[way], args=(wired,))
+        leaving.start()
+        while leaving.is_alive() or not waits or sent < 50:
+            b.send([frame(one.mac, b.mac, sent) for one in others.values()])
+            sent += 1
+            for name, one in others.items():
+                got[name] += one.receive(64, 0.0005)
+        leaving.join()
+        assert len(waits) == 1
+        for name, one in others.items():
+            got[name] += one.receive(sent - len(got[name]), PATIENCE)
+            assert got[name] == [frame(one.mac, b.mac, number) for number in range(sent)]
+
+
+def test_a_pair_that_is_polled_loses_and_overtakes_nothing_on_its_way_there_and_back(
+    wired: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the wire; any frame is many here."""
+    monkeypatch.setattr(polling, "MANY", 1)
+    monkeypatch.setattr(polling, "FEW", 0)
+    configure(wired)
+    with wired.guest("a", size=1024) as a, wired.guest("b") as b:
+        stage(wired)
+        got, sent, placements = list[bytes](), 0, ("switched", "direct") * 3
+        for placement in placements:
+            configure(wired, placement=placement)
+            polled = int(placement == "direct")
+            deadline = time.monotonic() + PATIENCE
+            while wired.do(wired.engine.directing.polled, 0) != polled or sent % 50:
+                assert time.monotonic() < deadline
+                wired.wire.send(frame(a.mac, b.mac, sent))
+                sent += 1
+                got += a.receive(64, 0)
+        got += a.receive(sent - len(got), PATIENCE)
+        assert got == [frame(a.mac, b.mac, number) for number in range(sent)]
+        row = wired.do(show, wired.engine, "vms")[0]
+        assert (row["frames_to_guest"], row["drops"]) == (sent, {})
+        assert 100 <= row["frames_placed"] <= sent
 
 
 def test_what_landed_and_was_not_told_does_not_come_with_the_next_driver(wired: Running) -> None:
@@ -310,11 +456,6 @@ def test_an_engine_ends_while_queues_are_still_made(wired: Running, monkeypatch:
         go_on.wait(PATIENCE)
         return DirectQueue(*arguments, **options)
 
-    def end() -> None:
-        assert wired.engine._tick is not None
-        wired.engine._tick.cancel()
-        wired.engine.directing.close()
-
     monkeypatch.setattr("vmq.engine.pairs.DirectQueue", slow)
     keys = {"uplink": "lan", "placement": "direct"}
     wired.configure(
@@ -324,5 +465,5 @@ def test_an_engine_ends_while_queues_are_still_made(wired: Running, monkeypatch:
         until(lambda: len(wired.engine.directing.pairs._directs) == 2)
         begun.wait(PATIENCE)
         threading.Timer(0.2, go_on.set).start()
-        wired.do(end)
+        end(wired)
         assert wired.engine.directing.pairs._directs == {}

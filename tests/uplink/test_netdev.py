@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 
@@ -28,6 +29,16 @@ def test_a_refusal_is_the_error_that_the_kernel_names() -> None:
     with pytest.raises(OSError) as refused:
         netdev._parse(struct.pack("=IHHIIi", 36, 2, 0, 0, 0, -errno.ENODEV) + bytes(16))
     assert refused.value.errno == errno.ENODEV
+
+
+def test_an_order_that_was_carried_out_has_no_answer() -> None:
+    assert netdev._parse(struct.pack("=IHHIIi", 36, 2, 0, 0, 0, 0) + bytes(16)) == {}
+
+
+def test_a_queue_that_is_not_there_is_not_left_to_anybody() -> None:
+    with contextlib.closing(netdev.Family()) as kernel, pytest.raises(OSError) as refused:
+        kernel.defer((1 << 32) - 1, 2, 50_000)
+    assert refused.value.errno in (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP)
 
 
 def test_a_kernel_without_the_family_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,22 @@ def flowing(wire: socket.socket, make: Callable[[int], bytes]) -> Iterator[list[
         thread.join()
 
 
+def adds_up(engine: EngineProcess, sent: int) -> None:
+    """So many frames were sent, each to one VM: each was read once, and was placed, copied or dropped by name."""
+    shown = engine.show("uplinks")["wire"]
+    assert shown["frames_from_wire"] == sent == shown["forwarded"] + sum(shown["drops"].values())
+    rows = engine.ask("show", what="queues")
+    assert sum(one["offered_to_guest"] for one in rows) == shown["forwarded"]
+    assert all(map(is_told_of, rows))
+    assert all(one["frames_placed"] <= one["frames_to_guest"] for one in rows)
+
+
+def is_told_of(queue: dict[str, Any]) -> bool:
+    """Of a receive queue: offered = delivered + named drops."""
+    lost = sum(count for name, count in queue["drops"].items() if name.startswith("to_guest"))
+    return bool(queue["offered_to_guest"] == queue["frames_to_guest"] + lost)
+
+
 def test_while_frames_never_stop_it_goes_to_and_fro_and_none_is_lost_overtaken_or_doubled(
     tmp_path: Path, near: Namespace
 ):
@@ -196,6 +212,7 @@ def test_while_frames_never_stop_it_goes_to_and_fro_and_none_is_lost_overtaken_o
                     got += one.receive(20, PATIENCE)
         got += one.receive(len(sent) - len(got), PATIENCE)
         assert got == sent
+        adds_up(engine, len(sent))
         frames, straight = placed(engine, "attacker")
         assert frames == len(sent)
         assert 60 <= straight < frames
@@ -211,6 +228,7 @@ def test_frames_without_a_buffer_are_named(tmp_path: Path, near: Namespace):
         for number in range(posted + 100):
             wire.send(frame("attacker", WIRE, number))
         until_equal(lambda: row(engine, "attacker")["drops"].get("to_guest_no_buffer", 0), 100)
+        adds_up(engine, posted + 100)
         assert one.receive(posted, PATIENCE) == [frame("attacker", WIRE, number) for number in range(posted)]
         assert placed(engine, "attacker") == (posted, posted)
 
@@ -278,6 +296,7 @@ def test_an_address_that_goes_to_another_vm_takes_no_byte_with_it(tmp_path: Path
         got["peer"] += peer.receive(rest, PATIENCE)
         assert sorted([*got["attacker"], *got["peer"]]) == sorted(sent)
         assert all(frames == sorted(frames) for frames in got.values())
+        adds_up(engine, len(sent))
         assert "from_wire_astray" not in engine.show("uplinks")["wire"]["drops"]
 
 

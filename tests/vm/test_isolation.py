@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM never gets a byte of a frame that is not its own, whoever writes it, the kernel or the engine, and whatever happens.
 
-    host0 ─ wire0 ─┬─ attacker  direct: by a pair; or by a NIC queue of its own, by which all frames of others come, too
-                   ├─ third     direct, in VLAN 5
-                   └─ peer      switched
-
-All memory of each guest is known (lab/canaries.py). Frames of others are sent between its own, of which each has to come.
+The stage is lab/stage.py, once for each tier of direct placement. All memory of each guest is known (lab/canaries.py). Frames of
+others are sent between its own, of which each has to come; and every frame that was sent is counted.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pytest
 
-from tests.direct.harness_nic import Nic
-from tests.hostile.arena import MACS, PATIENCE, until, until_equal
+from tests.hostile.arena import MACS, PATIENCE, until_equal
 from tests.hostile.test_memory import own_region, table
-from tests.vm.lab.canaries import ANY_TIME, Watched, letter
-from tests.vm.lab.engine import EngineProcess
+from tests.vm.lab.canaries import Watched, letter
 from tests.vm.lab.netns import Namespace
-from tests.vm.test_direct import DIRECT, is_placed, placement
-from tests.vm.test_xdp import UPLINK, WIRE, reload, station, tagged, vm
+from tests.vm.lab.stage import MTU, PLACED, ROUND, SIZES, VMS, Due, OnNic, OnTap, Stage
+from tests.vm.lab.strangers import (
+    STRANGER,
+    broadcasts,
+    other_addresses,
+    other_vlans,
+    runts,
+    service,
+    too_long,
+)
+from tests.vm.test_direct import DIRECT, is_placed
+from tests.vm.test_xdp import WIRE, reload, tagged
 from vmq.abi.vhost_user import Request
 from vmq.abi.virtio import vring_desc
 from vmq.guest.driver import AVAIL
@@ -39,191 +40,27 @@ from vmq.guest.race import Flip, Race
 from vmq.guest.rings import WRITE
 
 pytestmark = pytest.mark.root
-MTU = "mtu = 1500"
-QUEUE = 2
-WIDE = 3000  # of the wire: what is too long for a VM has to come as far as the programs
-VMS = {"attacker": f"{DIRECT}\n{MTU}", "third": f"vlan = 5\n{DIRECT}\n{MTU}", "peer": MTU}
-PLACED = "attacker", "third"
-STRANGER = "stranger"  # whose frames nobody is due
 ROAMER = "02:00:00:00:00:55"  # an address that one VM has, then another
 POOL = 32 * 2048  # the end of a guest's memory, where descriptors lead that change
-SIZES = [60, 61, 333, 1000, 1514]
-ROUNDS, ROUND = 30, 24  # rounds of so many frames to each guest, and three times as many to nobody
-Due = list[tuple[bytes, bytes]]  # as a frame is sent, and as its guest is to get it
+ROUNDS = 30
+GROUP = b"\xff"  # begins the address of all, which no program leads to one
+UNFIT = (
+    "none for the kernel",
+    "must run",
+    "does not run",
+    "too short",
+)  # what a guest's own descriptors lead to
 
 
-class Stage:
-    """An engine, its wire and three guests, of which two are direct; `own`: the attacker by a NIC queue of its own."""
-
-    def __init__(self, folder: Path, ends: tuple[Namespace, Namespace], *, own: bool = False) -> None:
-        near, far = ends
-        self.vms = VMS | ({"attacker": f"{VMS['attacker']}\nnic_queue = {QUEUE}"} if own else {})
-        near.run("ip", "link", "set", "wire0", "mtu", str(WIDE))
-        far.run("ip", "link", "set", "host0", "mtu", str(WIDE))
-        self.folder, self.draw = folder, random.Random(1)
-        self.gone: list[Watched] = []  # guests that are not there any more; the test still has their memory
-        self._stack = ExitStack()
-        try:
-            self.engine = self._stack.enter_context(EngineProcess(folder, self.configuration(), near))
-            self.wire: socket.socket = self._stack.enter_context(station(far))
-            self.guests = {name: self.new(name, seed).start() for seed, name in enumerate(VMS)}
-            for name in PLACED:
-                self.placed(name)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def configuration(self, **other: str) -> str:
-        return UPLINK + "".join(vm(name, keys) for name, keys in (self.vms | other).items())
-
-    def new(self, name: str, seed: int, **options: Any) -> Watched:
-        """A guest that is not there yet."""
-        made = Watched(self.folder, name, seed, **options)
-        self._stack.callback(made.close)
-        return made
-
-    def placed(self, name: str, wanted: str = "direct") -> None:
-        until(partial(is_placed, self.engine, name, wanted))
-
-    def due(self, name: str, sizes: Sequence[int]) -> Due:
-        """The next frames of a guest."""
-        letters = self.guests[name].letters(WIRE, sizes)
-        return [(tagged(one, 5) if name == "third" else one, one) for one in letters]
-
-    def round(self, foreign: Sequence[bytes], dues: dict[str, Due], *, in_order: bool = True) -> None:
-        """Frames of nobody between those of each guest; all of these come, once."""
-        streams = [foreign[0::3], foreign[1::3], foreign[2::3]]
-        streams += [[sent for sent, _ in due] for due in dues.values()]
-        for together in itertools.zip_longest(*streams):
-            for one in together:
-                if one is not None:
-                    self.wire.send(one)
-        for name, due in dues.items():
-            self.guests[name].gets([got for _, got in due], in_order=in_order)
-
-    def own(self, *, sizes: Sequence[int] = SIZES, count: int = ROUND) -> dict[str, Due]:
-        """So many frames to each guest."""
-        chosen = list(itertools.islice(itertools.cycle(sizes), count))
-        return {name: self.due(name, chosen) for name in self.guests}
-
-    def led(self) -> int:
-        """Frames that the NIC's program has led to where the kernel places them."""
-        verdicts = self.engine.show("uplinks")["wire"]["verdicts"]
-        return int(verdicts["direct"] + verdicts["own_queue"])
-
-    def too_long(self) -> int:
-        """Frames that were counted so, of all guests."""
-        return sum(row["drops"].get("to_guest_too_long", 0) for row in self.engine.show("queues").values())
-
-    def check(self, *names: str) -> None:
-        """Of these guests, or all: nothing is in their memory but what is theirs."""
-        for name in names or self.guests:
-            self.guests[name].check({*VMS, STRANGER} - {name})
-        for one in self.gone:
-            one.is_whole()
-            one.has_no_secret_of({*VMS, STRANGER} - {one.name})
-
-    def check_at_last(self, *names: str) -> None:
-        """Now, and when the engine has ended and nobody is left who could write."""
-        self.check(*names)
-        assert "Traceback" not in self.engine.log
-        assert self.engine.stop() == 0
-        self.check(*names)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        self._stack.close()
+@pytest.fixture(params=[OnNic, OnTap], ids=["xdp", "tap"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path: Path, ends: tuple[Namespace, Namespace]
+) -> Iterator[Stage]:
+    with request.param(tmp_path, ends) as made:
+        yield made
 
 
-@pytest.fixture(params=["pair", "nic_queue"])
-def stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    if request.param == "pair":
-        with Stage(tmp_path, request.getfixturevalue("ends")) as made:
-            yield made
-        return
-    with Namespace("near") as near, Namespace("far") as far:
-        for end in (near, far):
-            end.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
-        with Nic(near, far, device="wire0", otherwise=QUEUE), Stage(tmp_path, (near, far), own=True) as made:
-            assert placement(made.engine, "attacker")["why"] == "by a NIC queue of its own"
-            yield made
-
-
-# --- frames of nobody -----------------------------------------------------------------------------------------
-
-
-def lost(to: str, size: int, number: int = 0) -> bytes:
-    """A frame that nobody is due."""
-    return letter(to, WIRE, number, size, STRANGER)
-
-
-def service(data: bytes, tci: int, kind: bytes = b"\x88\xa8") -> bytes:
-    """With a tag that is none of 802.1Q's: payload, for everybody here."""
-    return data[:12] + kind + tci.to_bytes(2, "big") + data[12:]
-
-
-def near_by(draw: random.Random) -> str:
-    """A VM's address but for one bit, which does not make a group of it."""
-    octets = bytearray.fromhex(MACS[draw.choice(list(VMS))].replace(":", ""))
-    bit = draw.choice([bit for bit in range(48) if bit != 0])
-    octets[bit // 8] ^= 1 << bit % 8
-    return octets.hex(":")
-
-
-def other_addresses(draw: random.Random) -> bytes:
-    """Another's address, in no VLAN or in that of a VM."""
-    taken = {MACS[name] for name in VMS}
-    address = next(one for one in iter(lambda: near_by(draw), None) if one not in taken)
-    data = lost(address, draw.randrange(60, 1515))
-    return draw.choice([data, tagged(data, 5)])
-
-
-FOREIGN_TAGS: dict[str, list[Callable[[bytes], bytes]]] = {
-    "attacker": [
-        *(partial(tagged, tci=tci) for tci in (1, 5, 7, 0xE005, 4094, 4095)),
-        lambda data: tagged(tagged(data, 0), 5),
-        lambda data: tagged(service(data, 0), 7),
-    ],
-    "third": [
-        lambda data: data,
-        *(partial(tagged, tci=tci) for tci in (0, 0x6000, 4, 6, 0xE007, 4094, 4095, 0x0500)),
-        *(partial(service, tci=tci) for tci in (0, 5)),
-        lambda data: service(tagged(data, 5), 5),
-        lambda data: service(data, 5, b"\x91\x00"),
-        lambda data: tagged(tagged(data, 5), 6),
-        lambda data: tagged(tagged(data, 5), 0),
-    ],
-    "ff:ff:ff:ff:ff:ff": [partial(tagged, tci=tci) for tci in (4, 6, 4094)],
-}
-FOREIGN_TAGS["peer"] = FOREIGN_TAGS["attacker"]
-
-
-def other_vlans(draw: random.Random) -> bytes:
-    to = draw.choice(list(FOREIGN_TAGS))
-    return draw.choice(FOREIGN_TAGS[to])(lost(to, draw.randrange(60, 1500)))
-
-
-def too_long(draw: random.Random) -> bytes:
-    """Each VM's address in its VLAN, and a byte or more above its MTU."""
-    to = draw.choice(list(VMS))
-    size = draw.choice([1515, 1516, 1518, 1519, 1792, 1793, 2048, WIDE + 14, draw.randrange(1515, WIDE)])
-    return tagged(lost(to, size), 5) if to == "third" else lost(to, size)
-
-
-def runts(draw: random.Random) -> bytes:
-    """Short frames of others, and frames that end in their tags."""
-    if draw.random() < 0.5:
-        return other_addresses(draw)[: draw.randrange(14, 60)]
-    return tagged(lost(draw.choice(list(VMS)), 60), draw.choice([0, 5]))[: draw.randrange(14, 18)]
-
-
-def anything(draw: random.Random) -> bytes:
-    return draw.choice([other_addresses, other_vlans, too_long, runts])(draw)
-
-
-# --- frames of its own, each with every tag that its guest is due ---------------------------------------------
+# --- frames of nobody, between its own ------------------------------------------------------------------------
 
 
 def with_tags(stage: Stage) -> dict[str, Due]:
@@ -253,6 +90,7 @@ FLOODS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Stage], dict
     "other_vlans": (other_vlans, with_tags),
     "too_long": (too_long, Stage.own),
     "runts": (runts, lambda stage: stage.own(sizes=range(14, 60), count=46)),
+    "broadcasts": (broadcasts, Stage.to_all),
 }
 
 
@@ -262,81 +100,61 @@ def test_a_flood_of_frames_for_others_leaves_no_byte_in_a_guest(stage: Stage, fl
     due = 0
     for _ in range(ROUNDS):
         dues = own(stage)
-        due += sum(len(dues[name]) for name in PLACED)
+        due += sum(not sent.startswith(GROUP) and bool(sent) for name in PLACED for sent, _ in dues[name])
         stage.round([foreign(stage.draw) for _ in range(3 * ROUND)], dues)
     assert all(is_placed(stage.engine, name, "direct") for name in PLACED)
-    if flood == "too_long":  # some come as far as a pair, and all are named
+    if flood == "too_long":  # some come as far as a pair or a read, and all are named
         until_equal(stage.too_long, ROUNDS * ROUND * 3)
     else:
-        assert stage.led() == due
+        assert stage.verdict() == due
+    stage.check_at_last()
+
+
+@pytest.mark.parametrize("stage", [OnTap], ids=["tap"], indirect=True)
+def test_frames_in_several_buffers_leave_those_that_they_did_not_need_as_they_were(stage: Stage) -> None:
+    """A read has buffers for the longest frame; most are shorter."""
+    stage.another("attacker", 10, buffer_bytes=600)
+    for _ in range(ROUNDS):
+        stage.round([other_addresses(stage.draw) for _ in range(3 * ROUND)], stage.own())
+    assert is_placed(stage.engine, "attacker", "direct")
     stage.check_at_last()
 
 
 # --- while something changes ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def sending(stage: Stage, frames: Sequence[bytes], *, burst: int, bursts: int) -> Iterator[None]:
-    """So many bursts at most, a millisecond apart, so that pairs and rings have room for frames that are due."""
-    stop, begun = threading.Event(), threading.Event()
-
-    def send() -> None:
-        turns = itertools.cycle(frames)
-        for _ in range(bursts):
-            for one in itertools.islice(turns, burst):
-                stage.wire.send(one)
-            begun.set()
-            if stop.wait(0.001):
-                break
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        assert begun.wait(PATIENCE)
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def flood(stage: Stage) -> AbstractContextManager[None]:
-    """Frames of nobody, without end."""
-    return sending(stage, [anything(stage.draw) for _ in range(1000)], burst=16, bursts=1 << 30)
-
-
-def late(stage: Stage, name: str) -> AbstractContextManager[None]:
-    """Frames to a guest that comes or goes, fewer than it has buffers."""
-    return sending(
-        stage, [letter(name, ANY_TIME, number, 1000) for number in range(100)], burst=1, bursts=100
-    )
-
-
 def test_reloads_that_make_vms_switched_and_direct_again_leave_no_byte_in_another(stage: Stage) -> None:
-    with flood(stage):
+    with stage.flood():
         for wanted in ("switched", "direct") * 3:
-            keys = {name: stage.vms[name].replace("direct", wanted) for name in PLACED}
+            keys = {name: VMS[name].replace("direct", wanted) for name in PLACED}
             stage.engine.configure(stage.configuration(**keys))
             stage.engine.reload()
-            deadline = time.monotonic() + PATIENCE
-            while not all(is_placed(stage.engine, name, wanted) for name in PLACED):
-                assert time.monotonic() < deadline
-                stage.round([], stage.own(count=8), in_order=False)  # entering may turn two of them round
+            stage.goes_on_until(
+                lambda wanted=wanted: all(is_placed(stage.engine, name, wanted) for name in PLACED),
+                in_order=stage.enters_in_order,
+            )
             stage.round([], stage.own())
     stage.round([], stage.own())
     stage.check_at_last()
 
 
-def test_an_address_that_moves_takes_its_frames_with_it(stage: Stage) -> None:
+@pytest.mark.parametrize("other", ["switched", "direct"])
+def test_an_address_that_moves_takes_its_frames_with_it(stage: Stage, other: str) -> None:
     """From then on its former owner has no byte of them."""
-    with flood(stage):
+    both = stage.configuration(peer=f"{DIRECT.replace('direct', other)}\n{MTU}")
+    placed = partial(is_placed, stage.engine, "attacker", "direct")
+    with stage.flood():
         for owner in ("peer", "attacker") * 3:
-            both = f'mac = ["{MACS[owner]}", "{ROAMER}"]'
-            stage.engine.configure(stage.configuration().replace(f'mac = "{MACS[owner]}"', both))
+            macs = f'mac = ["{MACS[owner]}", "{ROAMER}"]'
+            stage.engine.configure(both.replace(f'mac = "{MACS[owner]}"', macs))
             reload(stage.engine)
             for _ in range(2):  # a processor that had begun a round before has ended it
-                stage.round([], stage.own())
+                stage.round([], stage.own(), in_order=stage.enters_in_order)
             letters = [letter(ROAMER, WIRE, number, size, owner) for number, size in enumerate(SIZES)]
             stage.round([], {owner: [(one, one) for one in letters]})
+            stage.goes_on_until(
+                lambda: placed() and is_placed(stage.engine, "peer", other), in_order=stage.enters_in_order
+            )
     stage.round([], stage.own())
     stage.check_at_last()
 
@@ -344,11 +162,11 @@ def test_an_address_that_moves_takes_its_frames_with_it(stage: Stage) -> None:
 @pytest.mark.parametrize("way", ["table", "regions"])
 def test_memory_that_was_taken_back_is_not_written_any_more(stage: Stage, way: str) -> None:
     """A whole new table while its rings stand still; or all regions taken away while they run."""
-    with flood(stage):
+    with stage.flood():
         for seed in range(10, 13):
             old, new = stage.guests["attacker"], stage.new("attacker", seed)
             front = new.guest.frontend = old.guest.frontend
-            with late(stage, "attacker"):
+            with stage.late("attacker"):
                 if way == "table":
                     old.guest.stop()
                     front.tell(Request.SET_MEM_TABLE, table(own_region(new.guest)), [new.guest.memory.fd])
@@ -365,17 +183,17 @@ def test_memory_that_was_taken_back_is_not_written_any_more(stage: Stage, way: s
 
 
 def test_memory_of_a_guest_that_hung_up_is_not_written_while_another_has_its_place(stage: Stage) -> None:
-    with flood(stage):
+    with stage.flood():
         for seed in range(10, 13):
             old = stage.guests["attacker"]
-            with late(stage, "attacker"):
+            with stage.late("attacker"):
                 old.guest.frontend.disconnect()
                 stage.engine.wait_for("attacker", "listening")
                 old.fill(seed + 100)
                 old.gives_up()
                 stage.gone.append(old)
             stage.guests["attacker"] = stage.new("attacker", seed)
-            with late(stage, "attacker"):
+            with stage.late("attacker"):
                 stage.guests["attacker"].start()
                 stage.placed("attacker")
             stage.round([], stage.own())
@@ -427,7 +245,7 @@ def test_descriptors_that_change_while_frames_land_hurt_nobody_else(stage: Stage
     with Race(hostile.guest.memory, flips(hostile, stage.draw, sane=True)):
         pressed(stage, ROUNDS)
     assert is_placed(stage.engine, "attacker", "direct")
-    assert stage.led() >= ROUNDS * 30
+    assert stage.verdict() >= ROUNDS * 30
     assert hostile.incoming.used_index > 0
     hostile.is_whole(buffers, (hostile.guest.memory.size - POOL, POOL))
     hostile.has_no_secret_of({"third", "peer", STRANGER})
@@ -440,7 +258,7 @@ def test_descriptors_that_become_anything_while_frames_land_hurt_nobody_else(sta
     for _ in range(2):
         stage.placed("attacker")
         deadline = time.monotonic() + PATIENCE
-        with flood(stage), Race(hostile.guest.memory, flips(hostile, stage.draw, sane=False)):
+        with stage.flood(), Race(hostile.guest.memory, flips(hostile, stage.draw, sane=False)):
             while is_placed(stage.engine, "attacker", "direct"):
                 assert time.monotonic() < deadline
                 pressed(stage, 1)
@@ -449,7 +267,7 @@ def test_descriptors_that_become_anything_while_frames_land_hurt_nobody_else(sta
         hostile.guest.reset()
         hostile.guest.start()
         stage.engine.wait_for("attacker", "running")
-    told = [one["why"] for one in stage.engine.ask("events") if one["event"] == "placement"]
-    assert sum("none for the kernel" in why or "must run" in why for why in told) == 2, told
+    told = stage.placement_told()
+    assert sum(any(one in why for one in UNFIT) for why in told) == 2, told
     hostile.has_no_secret_of({"third", "peer", STRANGER})
     stage.check_at_last("third", "peer")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vmq.abi.layout import packed, u8, u16, u32
 
 ETH_P_IP, ETH_P_IPV6, ETH_P_8021AD = 0x0800, 0x86DD, 0x88A8
+ETH_P_IP_LE = 0x0008  # the same as a little-endian load sees it
 
 # rfc-791 §3.1 Internet Header Format
 ipv4 = packed(
@@ -24,6 +25,7 @@ ipv4 = packed(
     ("source", u32),
     ("destination", u32),
 )
+IPV4_PLAIN = 0x45  # version_ihl of a header without options
 IPV4_FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset
 IPV4_OFFSET_MASK = 0x1FFF  # the offset alone
 

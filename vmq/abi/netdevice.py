@@ -29,6 +29,7 @@ ETH_P_ALL = 3
 
 # linux-socket.h
 SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_ATTACH_BPF = 26, 27, 32, 33, 50
+SO_BUSY_POLL, SO_INCOMING_NAPI_ID, SO_PREFER_BUSY_POLL, SO_BUSY_POLL_BUDGET = 46, 56, 69, 70
 sock_filter = layout(8, ("code", u16), ("jt", u8), ("jf", u8), ("k", u32))
 sock_fprog = layout(16, ("len", u16), ("filter", u64))
 BPF_RET_K = 6  # classic BPF: accept `k` bytes
@@ -56,9 +57,11 @@ NETLINK_GENERIC = 16  # linux-rtnetlink.h
 genlmsghdr = layout(4, ("cmd", u8), ("version", u8), ("reserved", u16))
 GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
 
-# linux-netdev.h: what a driver says that it does with programs and AF_XDP sockets
+# linux-netdev.h: what a driver says that it does with programs and AF_XDP sockets; how one queue is polled (NAPI)
 NETDEV_FAMILY_NAME, NETDEV_CMD_DEV_GET = b"netdev\0", 1
 NETDEV_A_DEV_IFINDEX, NETDEV_A_DEV_XDP_FEATURES = 1, 3
+NETDEV_CMD_NAPI_SET = 14
+NETDEV_A_NAPI_ID, NETDEV_A_NAPI_DEFER_HARD_IRQS, NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT = 2, 5, 6
 NETDEV_XDP_ACT = ("basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg", "ndo-xmit-sg")
 
 # linux-capability.h

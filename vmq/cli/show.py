@@ -35,7 +35,7 @@ COLUMNS = {
     "settings": "of name requested effective why",
     "histograms": "vm queue measured frames p50_ns p99_ns p999_ns",
     "configuration": "file refused",
-    "processors": "cpu state thread vms queues bursts sleeps wakeups busy_ratio why",
+    "processors": "cpu state thread vms queues polled bursts sleeps wakeups busy_ratio why",
 }
 CLEAR = "\x1b[H\x1b[2J"
 

@@ -242,6 +242,7 @@ def processor_row(engine: Engine, worker: Worker) -> Row:
         "why": engine.why,
         "vms": len(vms),
         "queues": sum(len(vm.running) for vm in vms),
+        "polled": engine.directing.polled(worker.index),
         "rounds": int(worker.row["rounds"]),
         "bursts": int(worker.row["bursts"]),
         "sleeps": int(worker.row["sleeps"]),

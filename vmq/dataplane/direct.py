@@ -10,6 +10,9 @@ fills them in the order in which they were posted (copy mode, and a receive ring
 checked for each: so the chains that it has are always the next ones that the guest made available, and whoever stops
 the queue only forgets them. The guest may change its rings meanwhile; what was read once, when a chain was posted, counts.
 
+While frames are many, the processor has the kernel work for the pair in its own turn, before it looks what has come; otherwise
+the kernel does so where frames come from. Control says which (vmq/direct/polling.py).
+
 The first buffers are given when the queue is led (`begun`): until then the engine fills the same chains itself.
 
 Only a chain of one buffer is posted: writable, with room for the longest frame that is let through, in one region, and
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from vmq.abi.linux import MSG_DONTWAIT
 from vmq.abi.virtio import VRING_DESC_F_WRITE, net_hdr, vring_desc
 from vmq.abi.xdp import XDP_PACKET_HEADROOM, desc
 from vmq.dataplane.reasons import (
@@ -35,12 +39,13 @@ from vmq.dataplane.reasons import (
 )
 from vmq.dataplane.split import available, give_back, head_at
 from vmq.dataplane.state import BURST, LED, LOST, M32, NONE, direct_queue, span
-from vmq.dataplane.xdp import advance, offset_of, own_index, their_index
+from vmq.dataplane.xdp import advance, c_recvfrom, offset_of, own_index, their_index
 from vmq.jit import at, int64, kernel, load_once, poke, prefetch
 
 HEADER = net_hdr.itemsize
 ONE_BUFFER = np.uint32(1 << 16)  # csum_offset 0, num_buffers 1
 FEW = 64  # buffers that the kernel has: of fewer a processor that has nothing to do goes on looking for more
+BURSTS = 4  # in one turn: to poll a pair brings two, and what stood there before is to become less
 LOST_DROPS = np.array([TO_GUEST_NO_BUFFER, TO_GUEST_TOO_LONG, TO_GUEST_PAIR])  # by LOST_*
 LEAD = XDP_PACKET_HEADROOM - HEADER  # bytes that the kernel leaves free in front of a packet header
 
@@ -163,6 +168,33 @@ def harvest(vq: Any, ring: Any, queue: Any, books: Any) -> int:
         books["frames_placed"] += count
         books["bytes_placed"] += volume
     return count
+
+
+@kernel
+def exchange(vq: Any, ring: Any, queue: Any, books: Any, led: bool) -> tuple[int, int]:
+    """Give back what the kernel has filled, and let it have others; frames, and buffers of which it had few, or a negative fault."""
+    taken, wanted = int64(0), int64(0)
+    for _ in range(BURSTS):
+        got = harvest(vq, ring, queue, books)
+        if got < 0:
+            return taken, int64(got)
+        taken += got
+        few, posted = queue["posted"] < FEW, int64(0)
+        if led and begun(vq, ring, queue):
+            posted = int64(post(vq, ring, queue))
+        if posted < 0:
+            return taken, posted
+        wanted += posted if few else 0
+        if got < BURST:
+            break
+    return taken, wanted
+
+
+@kernel
+def poll_pair(queue: Any) -> None:
+    """Have the kernel work for the pair now, and here, while frames are many."""
+    if queue["poll"] != NONE:
+        c_recvfrom(queue["poll"], 0, 0, MSG_DONTWAIT, 0, 0)
 
 
 @kernel

@@ -14,7 +14,7 @@ import numpy as np
 
 from vmq.clock import now
 from vmq.dataplane.classify import expect_filter
-from vmq.dataplane.direct import FEW, begun, book_lost, harvest, post
+from vmq.dataplane.direct import book_lost, exchange, poll_pair
 from vmq.dataplane.from_guest import collect
 from vmq.dataplane.handover import (
     OTHERS,
@@ -334,14 +334,14 @@ def direct_round(t: Any, w: Any, number: int) -> int:
     ring = at(shared["ring_state"], 2 * MAX_QUEUES, ring_state)[2 * number]
     books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
     placed = at(row["direct"], 1, direct_queue)[0]
-    taken = harvest(vq, ring, placed, books)
+    led = bool(row["led"] == LED)
+    if led:
+        poll_pair(placed)
+    taken, posted = exchange(vq, ring, placed, books, led)
     if taken > 0:
         indicate(w, row, vq, ring, books, taken, publish(vq, ring))
-    few, posted = placed["posted"] < FEW, min(taken, 0)
-    if posted == 0 and row["led"] == LED and begun(vq, ring, placed):
-        posted = post(vq, ring, placed)
     book_lost(placed, books)
     if posted < 0:
         fault(w, owner, vq, -1 - FAULT_BASE - posted)
         return 1
-    return max(taken, 0) + (posted if few else 0)
+    return taken + posted

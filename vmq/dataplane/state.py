@@ -231,6 +231,7 @@ direct_queue = rows(
     ("longest", i64), ("least", i64),  # bytes of a frame that may be led into the pair; that a buffer must have
     ("spans", i64), ("span_count", i64),  # `span` rows: where guest memory lies in it
     ("receive", xdp_ring), ("fill", xdp_ring),
+    ("poll", i64),  # control: socket by which the kernel's work for the pair is done here; NONE: it is done where frames come from
     ("near", i64), ("near_state", i64), ("turns", i64),  # `lane` into the pair, its `lane_state`; i64 numbers of frames
     ("heads", i64), ("places", i64),  # i64 of posted chains, by number: first descriptor; offset of the buffer in `memory`
     ("lost", i64, (LOST,)),  # control: frames so far, by where

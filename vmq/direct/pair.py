@@ -90,9 +90,12 @@ class Pair:
             link.set_up(end)
         return link.index_of(self.name), link.index_of(self._far)
 
-    def refused(self) -> int:
-        """Frames that found no room at the far end, of those that we sent and those that a NIC's program led here."""
-        for line in self._apart.devices().splitlines():
+    def refused(self, devices: str) -> int:
+        """Frames that found no room at the far end, of those that we sent and those that a NIC's program led here.
+
+        `devices`: what the kernel has counted, for all pairs at once.
+        """
+        for line in devices.splitlines():
             name, _, counts = line.partition(":")
             if name.strip() == self.name:
                 return int(counts.split()[TX_DROPPED])

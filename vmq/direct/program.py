@@ -3,6 +3,7 @@
 
     for this VM    its address in its VLAN, or a group  ──► its 802.1Q tag out, if it has a VLAN ──► the socket
     to nobody      a frame of our own that says: all before me have been through here            ──► counted
+    to nobody, IP  another, that tells a socket of ours who works for this end (polling.py)      ──► kernel, to everybody
     anything else  not this VM's, or longer than its buffers                                     ──► dropped, counted
 
 What leads here has looked at the filters already; a frame that comes all the same is another VM's, so the filters are asked
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from vmq.abi import bpf
 from vmq.abi.ethernet import ETH_HLEN, ETH_TYPE_OFFSET, MAC_GROUP_BIT, TPID_8021Q_LE, VLAN_HLEN
+from vmq.abi.inet import ETH_P_IP_LE
 from vmq.bpf.assembler import BYTE, HALF, R0, R1, R2, R6, R7, R8, WORD, Code
 from vmq.bpf.maps import Map
 from vmq.uplink.xdp_program import KEY, count, frame_key, leave_out_tag, look_up, need, redirect
@@ -55,7 +57,19 @@ def landing(filters: Map, sockets: Map, counted: Map, longest: int, *, strip: bo
     code.jump_if("too_long", R1, ">", longest)
     code.let(R2, "=", 0)
     redirect(code, sockets, PLACED, bpf.XDP_DROP, NO_SOCKET)
-    for name, verdict in (("foreign", FOREIGN), ("too_long", TOO_LONG), ("mark", MARKED), ("runt", RUNT)):
+    code.label("mark")
+    code.load(R1, R7, ETH_TYPE_OFFSET, HALF)
+    code.jump_if("plain mark", R1, "!=", ETH_P_IP_LE)
+    code.store_value(R7, 0, -1, WORD)
+    code.store_value(R7, 4, -1, HALF)
+    code.let(R0, "=", bpf.XDP_PASS)
+    code.exit()
+    for name, verdict in (
+        ("foreign", FOREIGN),
+        ("too_long", TOO_LONG),
+        ("plain mark", MARKED),
+        ("runt", RUNT),
+    ):
         code.label(name)
         code.let(R1, "=", verdict)
         code.let(R6, "=", bpf.XDP_DROP)

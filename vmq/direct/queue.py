@@ -26,7 +26,8 @@ from vmq.dataplane import state
 from vmq.dataplane.packet import HEADER
 from vmq.dataplane.reasons import TO_WIRE_ERROR
 from vmq.direct.memory import GuestMemory
-from vmq.direct.pair import Apart, Pair
+from vmq.direct.pair import FAR, Apart, Pair
+from vmq.direct.polling import Polling
 from vmq.direct.program import FOREIGN, MARKED, NO_SOCKET, PLACED, RUNT, TOO_LONG, VERDICTS, landing, mark
 from vmq.direct.socket import GuestSocket
 from vmq.jit import address_of, at
@@ -66,6 +67,7 @@ class DirectQueue:
             self.socket = far.call(lambda: GuestSocket(index, memory.address, memory.size, longest, self.row))
             self._stack.callback(self.socket.close)
             far.call(self._near)
+            far.call(self._poll)
         except BaseException:
             self.close()
             raise
@@ -106,6 +108,38 @@ class DirectQueue:
         prepare_sending(lane, lambda size: address_of(self._memory(size)))
         self.row["near"], self.row["near_state"] = place, shown_at
         self.row["turns"] = address_of(self._memory(8 * state.FRAMES))
+
+    def _poll(self) -> None:
+        """Its processor may do the kernel's work for the pair, where that can be had."""
+        self.row["poll"], self.why_not_polled = state.NONE, ""
+        try:
+            self._polling = Polling(
+                FAR.format(self.number), lambda data: self.near.send(bytes(HEADER) + data)
+            )
+            self._stack.callback(self._polling.close)
+        except OSError as error:
+            self.why_not_polled = f"the kernel cannot be asked: {error.strerror}"
+
+    def look(self, now: float, frames: int) -> None:
+        """Have its processor do the kernel's work, or not, for as many frames as it has had; asked again and again while it is led."""
+        if not self.why_not_polled:
+            self.poll(on=self._polling.is_to_be(now, frames))
+
+    def poll(self, *, on: bool) -> None:
+        """Have its processor do the kernel's work for the pair, or the kernel where frames come from."""
+        if on == self.is_polled():
+            return
+        self.row["poll"] = state.NONE
+        try:
+            self._polling.reserve(on=on)
+        except OSError as error:
+            self.why_not_polled = f"the kernel refuses it now: {error.strerror}"
+        else:
+            self.row["poll"] = self._polling.fileno() if on else state.NONE
+
+    def is_polled(self) -> bool:
+        """Whether its processor does the kernel's work for the pair."""
+        return bool(self.row["poll"] != state.NONE)
 
     def call(self, function: Callable[[], None]) -> None:
         """Do something in the namespace of the pair."""
@@ -153,8 +187,8 @@ class DirectQueue:
         """Let nothing through any more."""
         self._sockets.delete(bytes(4))
 
-    def count_lost(self) -> None:
-        """Tell its processor what has been lost on the way through the pair, and where."""
+    def count_lost(self, devices: str) -> None:
+        """Tell its processor what has been lost on the way through the pair, and where; `devices` as in pair.py."""
         foreign = sum(self.counted.total(verdict) for verdict in (FOREIGN, RUNT, NO_SOCKET))
         lost = self.row["lost"]
         lost[state.LOST_NO_BUFFER] = self.socket.lost()
@@ -162,7 +196,7 @@ class DirectQueue:
         refused = int(
             self.sent["to_wire_drops"][TO_WIRE_ERROR]
         )  # for want of room they are the pair's own count
-        lost[state.LOST_PAIR] = self.pair.refused() + refused + foreign + self.socket.untold
+        lost[state.LOST_PAIR] = self.pair.refused(devices) + refused + foreign + self.socket.untold
 
     def lost_are_booked(self) -> bool:
         """Whether its processor has counted what was told."""

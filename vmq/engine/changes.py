@@ -96,13 +96,18 @@ class Changes:
         return actions
 
     def _free_addresses(self, new: Config) -> None:
-        """Clear the filters whose addresses are other VMs' from now on: VMs may swap them. Their frames go on."""
+        """Clear the filters whose addresses are other VMs' from now on: VMs may swap them.
+
+        Their frames go on to their owner until another has them, or the configuration is in force.
+        """
         owners = {
             (vm.uplink, vm.vlan, mac_number(mac)): name for name, vm in new.vms.items() for mac in vm.mac
         }
         for name, vm in self.engine.vms.items():
             where = vm.config.uplink, vm.config.vlan
-            for mac in [mac for mac in vm.filters if owners.get((*where, mac), name) != name]:
+            parting = [mac for mac in vm.filters if owners.get((*where, mac), name) != name]
+            vm.parting = frozenset((mac, vm.config.vlan or 0) for mac in parting)
+            for mac in parting:
                 vm.home.contract.clear_filter(CONFIG, vm.filters.pop(mac)[0])
 
     def _in_force(self, config: Config, again: bool = False) -> None:
@@ -111,6 +116,8 @@ class Changes:
         for name in self.opening:
             self.engine.uplinks[name].uplink.begin(again)
         self.opening.clear()
+        for vm in self.engine.vms.values():
+            vm.parting = frozenset()
         for queues in self.engine.queues.values():
             queues.complete()
         self.engine.publish()

@@ -14,6 +14,7 @@ with a broadcast now and then a VM is switched for a fifth of the time at most, 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,12 @@ class Directing:
     def words(self, vm: Vm) -> str:
         """How frames of a VM come that is direct."""
         tier = self.tier_of(vm)
-        return tier.words if tier else ""
+        return tier.words(vm) if tier else ""
+
+    def polled(self, worker: int) -> int:
+        """For how many direct VMs a processor does the kernel's work, while their frames are many."""
+        own = [(self.tier_of(vm), vm) for vm in self.engine.vms.values() if vm.worker == worker]
+        return sum(tier is not None and tier.polled(vm) for tier, vm in own)
 
     def look(self) -> None:
         """Go on with those under way; begin with those that may be direct, leave those that may not."""
@@ -82,13 +88,14 @@ class Directing:
             tier.tidy()
         for vm in self.engine.vms.values():
             self._measure(vm)
-            why, own = self.obstacle(vm), self.tier_of(vm)
-            if own is not None and why:
-                own.leave(vm, why)
-            elif own is not None:
-                own.go_on(vm)
-            if why and vm.config.placement != "switched":
-                self.whys[vm.name] = why
+        whys = {vm: why for vm in self.engine.vms.values() if (why := self.obstacle(vm))}
+        for tier in self.tiers:
+            own = [vm for vm in self.engine.vms.values() if self.tier_of(vm) is tier]
+            tier.leave({vm: whys[vm] for vm in own if vm in whys})
+            for vm in own:
+                if vm not in whys:
+                    tier.go_on(vm)
+        self.whys |= {vm.name: why for vm, why in whys.items() if vm.config.placement != "switched"}
 
     def _measure(self, vm: Vm) -> None:
         """The length of its frames, where that decides; each front-end has its own."""
@@ -151,12 +158,12 @@ class Directing:
     def leave(self, vm: Vm, why: str) -> None:
         """Make a VM switched, at once."""
         for tier in self.tiers:  # also one that serves it no more, and has not tidied up
-            tier.leave(vm, why)
+            tier.leave({vm: why})
 
-    def set_out(self, vm: Vm, worker: int) -> None:
-        """Its first receive queue is about to go to another processor, or to the default queue or from there."""
+    def set_out(self, workers: Mapping[Vm, int]) -> None:
+        """Their first receive queues are about to go to these processors, or to the default queue or from there."""
         for tier in self.tiers:
-            tier.set_out(vm, worker)
+            tier.set_out(workers)
 
     # --- what tiers tell ---------------------------------------------------------------------------------------
 

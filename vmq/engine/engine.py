@@ -224,7 +224,7 @@ class Engine:
         """The (address, VLAN id) that have a receive filter on an uplink, and whether frames to others are wanted too."""
         entry = self.queues[name].effects.entry
         vms = [vm for vm in self.vms.values() if vm.config.uplink == name]
-        filters = {(mac, vm.config.vlan or 0) for vm in vms for mac in vm.macs} | entry.plain.keys()
+        filters = {key for vm in vms for key in vm.keys} | entry.plain.keys()
         return filters, len(entry.tests) > 0 or any("unknown" in vm.config.accept for vm in vms)
 
     def _lanes(self, name: str) -> tuple[Any, ...]:

@@ -138,6 +138,13 @@ class Mover:
 
     def move_all(self, moves: Sequence[Move]) -> None:
         """Let workers serve receive queues from the next version on; those that have a way to go set out together."""
+        self.engine.directing.set_out(
+            {
+                move.vm: move.worker
+                for move in moves
+                if move.pair == 0 and (move.worker, move.shared) != (move.vm.worker, move.vm.queues[0].shared)
+            }
+        )
         going = [journey for move in moves if (journey := self._set_out(move)) is not None]
         if not going:
             return
@@ -158,8 +165,6 @@ class Mover:
     def _set_out(self, move: Move) -> Journey | None:
         """Change its entry; the journey, if it has one before it."""
         vm, pair = move.vm, move.pair
-        if pair == 0 and (move.worker, move.shared) != (vm.worker, vm.queues[0].shared):
-            self.engine.directing.set_out(vm, move.worker)
         entry = vm.queues[pair]
         going = self._under_way.get((vm.number, pair))
         if going is not None:

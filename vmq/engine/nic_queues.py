@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +33,7 @@ from vmq.dataplane import state
 from vmq.direct.memory import GuestMemory, identity
 from vmq.direct.nic_socket import BESIDE, NicSocket
 from vmq.engine.pinned import TORN, give_back, in_the_way, said, take
-from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
+from vmq.engine.tier import LED, SWITCHED, keys_led, soon, uplink_of
 from vmq.jit import store_release
 from vmq.uplink.xdp import XdpUplink
 
@@ -67,8 +67,6 @@ class Own:
 class NicQueues:
     """All of an engine, a `Tier`."""
 
-    words = "by a NIC queue of its own"
-
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._owns: dict[str, Own] = {}
@@ -81,6 +79,12 @@ class NicQueues:
         if vm.config.nic_queue is None or not isinstance(uplink_of(vm), XdpUplink):
             return False
         return not self.refused(vm)
+
+    def words(self, vm: Vm) -> str:  # noqa: ARG002 - the same for all
+        return "by a NIC queue of its own"
+
+    def polled(self, vm: Vm) -> bool:  # noqa: ARG002 - the NIC's own interrupts decide that
+        return False
 
     def refused(self, vm: Vm) -> str:
         """Why this VM cannot have its NIC queue; empty if nobody has said so."""
@@ -158,10 +162,9 @@ class NicQueues:
             if own.memory.is_torn():
                 return  # the next look sees it
             own.stage = "kept"
-            self._show(own, made.address)
-            self.engine.publish()
             own.uplink.join(made)
-            self._follow(own)
+            self._show(own, made.address)
+            self.engine.publish()  # which leads its filters there, when it is read
         except Exception as error:  # noqa: BLE001 - whatever the host or the kernel says is the reason
             self._give_up([own], "")
             self._refuse(own.vm, f"the kernel refuses what it needs: {said(error)}")
@@ -193,22 +196,20 @@ class NicQueues:
         unfit = [own for own in led if own.socket is not None and own.socket.row["unfit"]]
         awaited = [own for own in led if own.socket is not None and own.socket.row["waits"]]
         awaited = [own for own in awaited if own not in unfit]
-        self._leave(unfit, UNFIT)
-        self._leave(awaited, WAITED)
+        self._leave(dict.fromkeys(unfit, UNFIT) | dict.fromkeys(awaited, WAITED))
         for own in unfit:
             self.directing.rest(own.vm, UNFIT)
         for own in awaited:
             self.directing.rest_a_little(own.vm, WAITED)
 
-    def leave(self, vm: Vm, why: str) -> None:
-        """Switched at once: its buffers are the guest's again, in order, and what has landed is given back."""
-        own = self._owns.get(vm.name)
-        if own is not None and own.stage == LED:
-            self._leave([own], why)
+    def leave(self, whys: Mapping[Vm, str]) -> None:
+        """Switched at once: their buffers are the guests' again, in order, and what has landed is given back."""
+        owns = (own for own in self._owns.values() if own.stage == LED and own.vm in whys)
+        self._leave({own: whys[own.vm] for own in owns})
 
-    def _leave(self, owns: Collection[Own], why: str) -> None:
-        """All of these at once: a grace period takes as long for many as for one."""
-        sockets = {own: own.socket for own in owns if own.socket is not None}
+    def _leave(self, whys: Mapping[Own, str]) -> None:
+        """All of these together: a grace period takes as long for many as for one."""
+        sockets = {own: own.socket for own in whys if own.socket is not None}
         if not sockets:
             return
         began = time.monotonic()
@@ -227,8 +228,8 @@ class NicQueues:
             own.vm.queues[0] = replace(own.vm.queues[0], led=0)
         self.engine.publish()
         for own in sockets:
-            own.stage, self.directing.whys[own.vm.name] = "kept", why
-            self.directing.tell(own.vm, "switched", why, time.monotonic() - began)
+            own.stage, self.directing.whys[own.vm.name] = "kept", whys[own]
+            self.directing.tell(own.vm, "switched", whys[own], time.monotonic() - began)
 
     def _turn(self, condition: Callable[[], bool]) -> None:
         """Wait for processors; TimeoutError when one is stuck."""
@@ -237,14 +238,22 @@ class NicQueues:
             self.engine.failed(problem)
             raise problem
 
-    def set_out(self, vm: Vm, worker: int) -> None:
-        """For one version nobody reads its socket: who has done so has delivered what he read."""
-        self.leave(vm, "its receive queue moves to another processor")
-        own = self._owns.get(vm.name)
-        if own is not None and own.socket is not None and own.stage == "kept" and worker != vm.worker:
+    def set_out(self, workers: Mapping[Vm, int]) -> None:
+        """For one version nobody reads their sockets: who has done so has delivered what he read."""
+        self.leave(dict.fromkeys(workers, "its receive queue moves to another processor"))
+        going = {
+            own: own.socket.address
+            for own in self._owns.values()
+            if own.stage == "kept"
+            and own.socket is not None
+            and workers.get(own.vm, own.vm.worker) != own.vm.worker
+        }
+        for own in going:
             self._show(own, 0)
+        if going:
             self.engine.publish()
-            self._show(own, own.socket.address)
+        for own, address in going.items():
+            self._show(own, address)
 
     # --- around a version ------------------------------------------------------------------------------------
 
@@ -268,26 +277,19 @@ class NicQueues:
                 own.watched = worker
 
     def follow(self) -> None:
+        """Lead the VMs' filters there that are no other receive queue's."""
+        keys = keys_led(self.engine) if self._owns else {}
         for own in list(self._owns.values()):
-            if own.socket is not None and own.stage in ("kept", LED):
-                self._follow(own)
-
-    def _follow(self, own: Own) -> None:
-        """Lead the VM's filters there that are no other receive queue's."""
-        vm = own.vm
-        plain = vm.home.effects.entry.plain
-        filters = {
-            key for mac in vm.macs if plain.get(key := (mac, vm.config.vlan or 0), vm.first_queue) == vm.first_queue
-        }  # fmt: skip
-        if own.socket is not None and filters != own.filters:
-            own.filters = filters
-            own.uplink.lead_own(vm.number, filters, own.socket.queue, int(own.socket.row["longest"]))
+            filters = keys.get(own.vm, set())
+            if own.socket is not None and own.stage in ("kept", LED) and filters != own.filters:
+                own.filters = filters
+                own.uplink.lead_own(own.vm.number, filters, own.socket.queue, int(own.socket.row["longest"]))
 
     # --- its end -----------------------------------------------------------------------------------------------
 
     def _give_up(self, owns: Collection[Own], why: str) -> None:
         """Switch them, and give everything back: now, or when it is made."""
-        self._leave([own for own in owns if own.stage == LED], why)
+        self._leave({own: why for own in owns if own.stage == LED})
         for own in owns:
             if (
                 own.made.done()

@@ -20,14 +20,14 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmq import linux
 from vmq.config.records import Config
 from vmq.dataplane import state
-from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
+from vmq.engine.tier import LED, SWITCHED, keys_led, soon, uplink_of
 from vmq.errors import VmqError
 from vmq.jit import at
 from vmq.uplink.tap import TapUplink
@@ -64,8 +64,6 @@ class Own:
 class OwnQueues:
     """All of an engine, a `Tier`."""
 
-    words = "by a queue of its own"
-
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._owns: dict[str, Own] = {}
@@ -74,6 +72,13 @@ class OwnQueues:
 
     def serves(self, vm: Vm) -> bool:
         return isinstance(uplink_of(vm), TapUplink)
+
+    def words(self, vm: Vm) -> str:  # noqa: ARG002 - the same for all
+        return "by a queue of its own"
+
+    def polled(self, vm: Vm) -> bool:
+        """What a queue of a TAP takes, is done in the system call that reads it."""
+        return self.stage(vm) == LED
 
     def stage(self, vm: Vm) -> str:
         """switched, settling, kept or led, as above."""
@@ -110,7 +115,7 @@ class OwnQueues:
             return
         number, descriptor, fresh = uplink.own_queue()
         own = self._owns[vm.name] = Own(vm, uplink, number, descriptor, settled=fresh, since=time.monotonic())
-        own.led = self._filters(vm)
+        own.led = keys_led(self.engine)[vm]
         try:
             self._lead(uplink)
         except OSError:
@@ -166,28 +171,32 @@ class OwnQueues:
             own.settled = not poll.poll(0)
         self._agree(own)
 
-    def leave(self, vm: Vm, why: str) -> None:  # noqa: ARG002 - what is in the way says it
+    def leave(self, whys: Mapping[Vm, str]) -> None:
         """The next version has it. What a driver changes is in a version, too: nothing has to be done before that."""
-        own = self._owns.get(vm.name)
-        if own is not None:
-            self._agree(own)
+        self._agree(*(own for own in self._owns.values() if own.vm in whys))
 
-    def _agree(self, own: Own) -> None:
-        """Publish a version if it would say anything else than the last one."""
-        entry = own.vm.queues[0]
-        if (entry.tap, entry.straight) != self._wanted(own):
+    def _agree(self, *owns: Own) -> None:
+        """Publish a version if it would say anything else of these than the last one."""
+        entries = ((own.vm.queues[0], self._wanted(own)) for own in owns)
+        if any((entry.tap, entry.straight) != wanted for entry, wanted in entries):
             self.engine.publish()
 
     def _wanted(self, own: Own) -> tuple[int, bool]:
         straight = own.read and own.settled and not self.directing.obstacle(own.vm)
         return own.descriptor if own.read else state.NONE, straight
 
-    def set_out(self, vm: Vm, worker: int) -> None:
-        """For one version nobody reads it: who has done so has delivered what he read."""
-        own = self._owns.get(vm.name)
-        if own is not None and own.read and worker != vm.worker:
+    def set_out(self, workers: Mapping[Vm, int]) -> None:
+        """For one version nobody reads them: who has done so has delivered what he read."""
+        going = [
+            own
+            for own in self._owns.values()
+            if own.read and workers.get(own.vm, own.vm.worker) != own.vm.worker
+        ]
+        for own in going:
             own.read = False
+        if going:
             self.engine.publish()
+        for own in going:
             own.read = True
 
     # --- around a version ------------------------------------------------------------------------------------
@@ -201,8 +210,9 @@ class OwnQueues:
         """What it is made for lasts as long as a VM port."""
 
     def prepare(self) -> None:
+        wanted = self._keys()
         for own in self._owns.values():
-            if not own.led <= self._filters(own.vm):
+            if not own.led <= wanted.get(own.vm, set()):
                 own.settled = False
             tap, straight = self._wanted(own)
             if tap != state.NONE and own.watched != own.vm.worker:
@@ -213,10 +223,11 @@ class OwnQueues:
 
     def follow(self) -> None:
         self.tidy()
-        changed = [own for own in self._owns.values() if own.led != self._filters(own.vm)]
+        wanted = self._keys()
+        changed = [own for own in self._owns.values() if own.led != wanted[own.vm]]
         fewer = [own for own in changed if not own.settled]
         for own in changed:
-            own.led = self._filters(own.vm)
+            own.led = wanted[own.vm]
         for uplink in {own.uplink for own in changed}:
             try:
                 self._lead(uplink)
@@ -238,11 +249,8 @@ class OwnQueues:
             why = "" if now else self.directing.obstacle(own.vm) or "one of its addresses has gone"
             self.directing.tell(own.vm, "direct" if now else "switched", why)
 
-    def _filters(self, vm: Vm) -> set[tuple[int, int]]:
-        """What leads to its first receive queue and nowhere else: filters of their own come before those of a VM."""
-        plain = vm.home.effects.entry.plain
-        own = {(mac, vm.config.vlan or 0) for mac in vm.macs}
-        return {key for key in own if plain.get(key, vm.first_queue) == vm.first_queue}
+    def _keys(self) -> dict[Vm, set[tuple[int, int]]]:
+        return keys_led(self.engine) if self._owns else {}
 
     def _lead(self, uplink: TapUplink) -> None:
         owns: Iterable[Own] = (own for own in self._owns.values() if own.uplink is uplink)

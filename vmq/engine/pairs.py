@@ -10,7 +10,8 @@
              ─► kept      buffers that the kernel has not used are the next ones, as if it had never had them; what was made
                           stays, to be direct again in a moment, until memory or configuration are others
 
-Leaving is done at once and whole, whoever wants it: a driver that stops, memory that changes, another configuration.
+Leaving is done at once and whole, whoever wants it: a driver that stops, memory that changes, another configuration; and by
+all together that have to at the same time, as a grace period takes longer than everything else.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmq import linux
 from vmq.config.records import Config, Xdp
+from vmq.config.records import Vm as VmConfig
 from vmq.dataplane import state
 from vmq.direct.memory import GuestMemory, identity
 from vmq.direct.pair import Apart
 from vmq.direct.queue import DirectQueue
 from vmq.engine.pinned import TORN, give_back, in_the_way, said, take
-from vmq.engine.tier import LED, SWITCHED, soon, uplink_of
+from vmq.engine.plan import lasting, same_wire
+from vmq.engine.tier import LED, SWITCHED, keys_led, soon, uplink_of
 from vmq.uplink.xdp import XdpUplink
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("vmq")
 NOBODY = state.MAX_WORKERS  # as `former`: no processor delivers, and frames wait
 COUNT_SECONDS = 1.0  # between two looks at what was lost; each reads the counters of all pairs
-KEYS = ("uplink", "vlan", "nic_queue")  # of a VM, that a pair is made for
 PAIR_MTU_MAX = 3400  # what a veth takes a program with is a page, less the kernel's own: some 3500
 
 
@@ -62,8 +64,6 @@ class Direct:
 class Pairs:
     """All receive queues of an engine that are direct this way, a `Tier`."""
 
-    words = "by a pair of its own"
-
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._directs: dict[str, Direct] = {}
@@ -76,6 +76,18 @@ class Pairs:
         uplink = uplink_of(vm)
         return isinstance(uplink, XdpUplink) and isinstance(uplink.config, Xdp)
 
+    def words(self, vm: Vm) -> str:
+        one = self._directs.get(vm.name)
+        queue = one.queue if one is not None else None
+        if queue is None or queue.is_polled():
+            return "by a pair of its own, which its processor polls, as frames are many"
+        why = queue.why_not_polled or "frames are few"
+        return f"by a pair of its own; the kernel's work for it is done where frames come from: {why}"
+
+    def polled(self, vm: Vm) -> bool:
+        one = self._directs.get(vm.name)
+        return self.stage(vm) == LED and one is not None and one.queue is not None and one.queue.is_polled()
+
     def stage(self, vm: Vm) -> str:
         """switched, making, kept, posting or led, as in the picture."""
         one = self._directs.get(vm.name)
@@ -83,11 +95,17 @@ class Pairs:
 
     def tidy(self) -> None:
         self._loop = asyncio.get_running_loop()
-        for made in list(self._directs.values()):
+        whys = dict[Direct, str]()
+        for made in self._directs.values():
             if not made.stale and made.memory.is_torn():
-                self._tear(made)
+                whys[made] = TORN
             elif not self._is_wanted(made):
-                self.leave(made.vm, "its memory, its uplink or its configuration is another now")
+                whys[made] = "its memory, its uplink or its configuration is another now"
+        self.leave({made.vm: why for made, why in whys.items()})
+        for made, why in whys.items():
+            if why == TORN:
+                self._tear(made)
+            else:
                 self._forget(made)
 
     def _is_wanted(self, one: Direct) -> bool:
@@ -98,7 +116,7 @@ class Pairs:
     def _tear(self, one: Direct) -> None:
         """Pages of its memory are gone: the kernel has others. Never again with these files."""
         self.directing.torn.add(one.vm, one.memory)
-        self.leave(one.vm, TORN)
+        self.directing.whys[one.vm.name] = TORN
         self._forget(one)
 
     def go_on(self, vm: Vm) -> None:
@@ -131,9 +149,7 @@ class Pairs:
         try:
             step(one)
         except OSError as error:
-            why = f"the kernel refuses what it needs: {said(error)}"
-            self.leave(one.vm, why)
-            self.directing.rest(one.vm, why)
+            self._refuse({one.vm: f"the kernel refuses what it needs: {said(error)}"})
 
     def _go_on(self, one: Direct) -> None:
         if one.stale:
@@ -150,20 +166,21 @@ class Pairs:
         elif one.stage == LED and one.queue is not None:
             if time.monotonic() > one.count_at:
                 one.count_at = time.monotonic() + COUNT_SECONDS
-                self._count(one.queue)
+                self._count([one.queue])
+            one.queue.look(time.monotonic(), one.vm.received()[0])
             if one.queue.row["unfit"]:
                 self._unfit(one)
 
-    def _count(self, queue: DirectQueue) -> None:
-        """What was lost, to the counters of the queue; its processor may sleep, and nothing else may wake it."""
-        queue.count_lost()
-        if not queue.lost_are_booked():
+    def _count(self, queues: Collection[DirectQueue]) -> None:
+        """What was lost, to the counters of the queues; processors may sleep, and nothing else may wake them."""
+        devices = self._far.devices() if self._far else ""
+        for queue in queues:
+            queue.count_lost(devices)
+        if not all(queue.lost_are_booked() for queue in queues):
             self.engine.publisher.ring()
 
     def _unfit(self, one: Direct) -> None:
-        why = "its driver posts buffers that are none for the kernel"
-        self.leave(one.vm, why)
-        self.directing.rest(one.vm, why)
+        self._refuse({one.vm: "its driver posts buffers that are none for the kernel"})
 
     def _made(self, one: Direct) -> None:
         try:
@@ -181,7 +198,7 @@ class Pairs:
 
     def _post(self, one: Direct, queue: DirectQueue) -> None:
         vm, one.stage = one.vm, "posting"
-        queue.follow(self._filters(vm))
+        queue.follow(keys_led(self.engine)[vm])
         queue.open()
         vm.queues[0] = replace(vm.queues[0], direct=queue.address, led=state.LED)
         self.engine.workers[vm.worker].watch(queue.socket.fileno())
@@ -197,81 +214,118 @@ class Pairs:
         self.directing.whys.pop(vm.name, None)
         self.directing.tell(vm, "direct")
 
-    @staticmethod
-    def _filters(vm: Vm) -> set[tuple[int, int]]:
-        return {(mac, vm.config.vlan or 0) for mac in vm.macs}
+    def _active(self) -> list[tuple[Direct, DirectQueue]]:
+        """Those of which the kernel has buffers."""
+        found = ((one, one.queue) for one in self._directs.values() if one.stage in ("posting", LED))
+        return [(one, queue) for one, queue in found if queue is not None]
+
+    def _others(self) -> list[tuple[Direct, DirectQueue, set[tuple[int, int]]]]:
+        """Those of them to whom other keys lead than their far ends know, and which."""
+        active = self._active()
+        keys = keys_led(self.engine) if active else {}
+        every = ((one, queue, keys.get(one.vm, set())) for one, queue in active)
+        return [(one, queue, own) for one, queue, own in every if own != queue.filters_now]
+
+    def prepare(self) -> None:
+        """What may be sent into a pair from the next version on, its far end knows before that."""
+        refused: dict[Vm, str] = {}
+        for one, queue, keys in self._others():
+            try:
+                queue.follow(keys | queue.filters_now)
+            except OSError as error:
+                refused[one.vm] = f"the kernel refuses what it needs: {said(error)}"
+        self._refuse(refused)
 
     def follow(self) -> None:
-        """Receive filters may be others now; of those that are led, the far ends come first."""
-        for one in list(self._directs.values()):
-            led = one.stage in ("posting", LED)
-            if led and one.queue is not None and self._filters(one.vm) != one.queue.filters_now:
-                self._as_far_as_it_goes(one, self._follow)
-
-    def _follow(self, one: Direct) -> None:
-        filters, uplink, queue = self._filters(one.vm), uplink_of(one.vm), one.queue
-        if queue is None:
-            return
-        queue.follow(filters | queue.filters_now)
-        if one.stage == LED and isinstance(uplink, XdpUplink):
-            uplink.lead(one.vm.number, filters)
-        queue.follow(filters)
+        """The NIC's program is next, and far ends forget what leads there no more when all have been told."""
+        others = self._others()
+        for one, _, keys in others:
+            uplink = uplink_of(one.vm)
+            if one.stage == LED and isinstance(uplink, XdpUplink):
+                uplink.lead(one.vm.number, keys)
+        for _, queue, keys in others:
+            queue.follow(keys)
 
     def make_way(self, new: Config) -> None:
         """Those are switched whose pair is not for it."""
-        for one in list(self._directs.values()):
-            before, config = one.vm.config, new.vms.get(one.vm.name)
-            same = config is not None and all(getattr(config, key) == getattr(before, key) for key in KEYS)
-            if config is None or not same or config.placement == "switched":
-                self.leave(one.vm, "its configuration is another now")
+        uplinks = self.engine.config.uplinks
+        fresh = {name for name in uplinks if not same_wire(uplinks[name], new.uplinks.get(name))}
+
+        def stays(before: VmConfig, config: VmConfig | None) -> bool:
+            if config is None or before.uplink in fresh or config.placement == "switched":
+                return False
+            same = config.vlan == before.vlan and config.nic_queue == before.nic_queue
+            return same and lasting(config) == lasting(before)
+
+        gone = [one.vm for one, _ in self._active() if not stays(one.vm.config, new.vms.get(one.vm.name))]
+        self.leave(dict.fromkeys(gone, "its configuration is another now"))
 
     # --- and back --------------------------------------------------------------------------------------------
 
-    def leave(self, vm: Vm, why: str) -> None:
-        """Make it switched, at once: its buffers are the guest's again, in order, and what has landed is given back."""
-        one = self._directs.get(vm.name)
-        if one is None or one.stage not in ("posting", LED):
+    def leave(self, whys: Mapping[Vm, str]) -> None:
+        """Make them switched, at once and together: their buffers are the guests' again, in order, and what has landed is given back."""
+        leaving = [(one, queue) for one, queue in self._active() if one.vm in whys]
+        if not leaving:
             return
-        led, one.stage, waited = one.stage == LED, "leaving", 0.0
-        if one.queue is not None:
-            began = self._withdraw(vm, one.queue, led=led)
-            vm.queues[0] = replace(vm.queues[0], direct=0, led=0, former=state.NONE)
-            self.engine.publish()
-            waited = time.monotonic() - began
-            self.engine.workers[vm.worker].forget(one.queue.socket.fileno())
+        led = [one.vm for one, _ in leaving if one.stage == LED]
+        for one, _ in leaving:
+            one.stage = "leaving"
+        began = self._withdraw(leaving, led)
+        for one, _ in leaving:
+            one.vm.queues[0] = replace(one.vm.queues[0], direct=0, led=0, former=state.NONE)
+        self.engine.publish()
+        waited = time.monotonic() - began
+        for one, queue in leaving:
+            vm, one.stage = one.vm, "kept"
+            self.engine.workers[vm.worker].forget(queue.socket.fileno())
             vm.rings.watch()
-            one.queue.socket.leave()
-        one.stage, self.directing.whys[vm.name] = "kept", why
+            queue.socket.leave()
+            self.directing.whys[vm.name] = whys[vm]
+            if vm in led:
+                self.directing.tell(vm, "switched", whys[vm], waited)
+
+    def _refuse(self, whys: Mapping[Vm, str]) -> None:
+        """The same, and for a while."""
+        self.leave(whys)
+        for vm, why in whys.items():
+            self.directing.rest(vm, why)
+
+    def set_out(self, workers: Mapping[Vm, int]) -> None:
+        """Also where only the queue is another."""
+        self.leave(dict.fromkeys(workers, "its receive queue moves to another processor"))
+
+    def _withdraw(self, leaving: Sequence[tuple[Direct, DirectQueue]], led: Collection[Vm]) -> float:
+        """Until the kernel has nothing of them, in one grace period for all; since when frames wait."""
+        for vm in led:
+            uplink = uplink_of(vm)
+            if isinstance(uplink, XdpUplink):
+                uplink.unlead(vm.number)
         if led:
-            self.directing.tell(vm, "switched", why, waited)
-
-    def set_out(self, vm: Vm, worker: int) -> None:  # noqa: ARG002 - also where only the queue is another
-        self.leave(vm, "its receive queue moves to another processor")
-
-    def prepare(self) -> None:
-        """What stands in the tables changes by `leave` and by looks alone."""
-
-    def _withdraw(self, vm: Vm, queue: DirectQueue, *, led: bool) -> float:
-        """Until the kernel has nothing of it; since when frames wait."""
-        uplink = uplink_of(vm)
-        if isinstance(uplink, XdpUplink) and led:
-            uplink.unlead(vm.number)
             linux.grace_period()
-        vm.queues[0] = replace(vm.queues[0], led=state.LEAVING, former=NOBODY)
+        for one, queue in leaving:
+            one.vm.queues[0] = replace(one.vm.queues[0], led=state.LEAVING, former=NOBODY)
+            queue.poll(on=False)
         began = time.monotonic()
         self.engine.publish()
-        drained = soon(queue.drained)
-        queue.shut()
-        if not drained:
-            LOG.warning("vm %s: frames on their way into its memory were not seen to land", vm.name)
+        landed = _all(
+            DirectQueue.drained, leaving, "frames on their way into its memory were not seen to land"
+        )
+        for _, queue in leaving:
+            queue.shut()
+        if not landed:
             linux.grace_period()  # what the far end was about to write is written, or was not let through
-        if vm.fault:
-            return began  # nothing is given to its guest any more
-        if not soon(queue.socket.is_harvested):
-            LOG.warning("vm %s: frames have landed in its memory that it is not told of", vm.name)
-        self._count(queue)
-        if not soon(queue.lost_are_booked):
-            LOG.warning("vm %s: frames were lost on their way into its memory that no counter has", vm.name)
+        served = [one for one in leaving if not one[0].vm.fault]  # guests of others are given nothing
+        _all(
+            lambda queue: queue.socket.is_harvested(),
+            served,
+            "frames have landed in its memory that it is not told of",
+        )
+        self._count([queue for _, queue in served])
+        _all(
+            DirectQueue.lost_are_booked,
+            served,
+            "frames were lost on their way into its memory that no counter has",
+        )
         return began
 
     def _forget(self, one: Direct) -> None:
@@ -296,14 +350,29 @@ class Pairs:
 
     def close(self) -> None:
         """Everything is switched; wait for what is still being made."""
-        for one in list(self._directs.values()):
-            self.leave(one.vm, "the engine ends")
+        self.leave({one.vm: "the engine ends" for one in self._directs.values()})
         self._makers.shutdown(cancel_futures=True)
         for one in list(self._directs.values()):
             self._forget(one)
         if self._far is not None:
             self._far.close()
             self._far = None
+
+
+def _all(
+    done: Callable[[DirectQueue], bool], ones: Sequence[tuple[Direct, DirectQueue]], otherwise: str
+) -> bool:
+    """Wait a moment until this holds of each; whether it does. Of whom it does not, that is told."""
+    left = list(ones)
+
+    def none_left() -> bool:
+        left[:] = [(one, queue) for one, queue in left if not done(queue)]
+        return not left
+
+    passed = soon(none_left)
+    for one, _ in left:
+        LOG.warning("vm %s: %s", one.vm.name, otherwise)
+    return passed
 
 
 def _shape(vm: Vm) -> tuple[object, ...]:

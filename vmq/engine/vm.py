@@ -76,6 +76,7 @@ class Vm:
         self.lack = ""  # why it has no receive queue of its own
         self.counters = Counted(self._counters)
         self.learned: list[int] = []
+        self.parting = frozenset[tuple[int, int]]()  # of its keys, what another VM has in a moment
         self.following = Following(self, Said().fresh)
         self.error: tuple[str, str] | None = None  # what, remedy
         self._told, self._told_since, self._told_count = "", 0.0, 0  # the state that the journal knows
@@ -105,6 +106,13 @@ class Vm:
         """Its receive filters: configured, then followed, then learned."""
         return (*map(mac_number, self.config.mac), *self.following.addresses, *self.learned)
 
+    @property
+    def keys(self) -> tuple[tuple[int, int], ...]:
+        """The (address, VLAN id) that lead to it: its receive filters, and those that the next owner does not have yet."""
+        vlan = self.config.vlan or 0
+        left = (mac for mac, vid in self.parting if vid == vlan and mac not in self.macs)
+        return tuple((mac, vlan) for mac in (*self.macs, *left))
+
     def source(self, mac: int) -> str:
         """Where one of them comes from: config, followed or learned."""
         if mac in self.macs[: len(self.config.mac)]:
@@ -132,7 +140,7 @@ class Vm:
             queues=tuple(self.queues),
             uplink=self.engine.uplink_number(self.config.uplink),
             vlan=self.config.vlan or 0,
-            macs=self.macs,
+            macs=tuple(mac for mac, _ in self.keys),
             frame_max=self.mtu + ETH_HLEN,
             spoof_check=self.config.spoof_check,
             storm_limit=self.config.storm_limit,

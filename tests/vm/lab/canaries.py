@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,10 +25,10 @@ from vmq.guest.driver import HEADER
 from vmq.guest.guest import Guest, wait_for_calls
 from vmq.guest.rings import Virtqueue
 
-PLACED = bytes(HEADER - 2) + b"\1\0"  # the packet header of a frame in one buffer
+COUNT = slice(HEADER - 2, HEADER)  # of its buffers, in the packet header of a frame
 SPREAD = np.uint64(0x9E3779B97F4A7C15)  # neighbouring words have nothing in common
 KIND = b"\x88\xb5"
-SOURCE, NUMBER = slice(6, 12), slice(14, 18)
+TO, SOURCE, NUMBER = slice(0, 6), slice(6, 12), slice(14, 18)
 ANY_TIME = "02:00:00:00:00:78"  # whose frames come or do not: they are sent while their guest comes and goes
 LATE = bytes.fromhex(ANY_TIME.replace(":", ""))
 
@@ -59,6 +60,7 @@ class Watched:
         self.guest = Guest(path, MACS[name], room=1 << 17, timeout=PATIENCE, **options)
         self.memory: Any = self.guest.memory.array(0, self.guest.memory.size, np.uint8)
         self.rings = np.zeros(len(self.memory), bool)
+        self.spilt: tuple[int, bytes] = 0, b""  # from where on a posted buffer may begin like this
         for one in self.guest.virtqueues:
             places = one.desc_guest, one.avail_guest, one.used_guest
             for place, length in zip(places, split_ring_bytes(one.size), strict=True):
@@ -85,7 +87,10 @@ class Watched:
         return [letter(self.name, source, first + place, size) for place, size in enumerate(sizes)]
 
     def gets(self, frames: Sequence[bytes], *, in_order: bool = True) -> None:
-        """Wait for exactly these frames, each in a buffer of its own, behind its packet header."""
+        """Wait for exactly these frames, each in as many buffers as it needs, behind its packet header.
+
+        In order are those to the same address: copies for all come by another way.
+        """
         left, ring = list(frames), self.incoming
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -98,19 +103,37 @@ class Watched:
 
     def _take(self, left: list[bytes], *, in_order: bool) -> None:
         """What has come, off the list of what is due."""
-        ring = self.incoming
-        for slot, length in ring.harvest():
-            place = ring.buffer(slot)
-            data = self.guest.memory.read(place, length)
-            assert data[:HEADER] == PLACED
+        read, came = self.guest.memory.read, iter(self.incoming.harvest())
+        for slot, length in came:
+            more = int.from_bytes(read(self.incoming.buffer(slot), HEADER)[COUNT], "little") - 1
+            used = [(slot, length), *islice(came, more)]
+            data = b"".join(read(self.incoming.buffer(slot), length) for slot, length in used)
+            needed = -(-len(data) // self.incoming.shape.buffer_bytes)
+            assert data[:HEADER] == bytes(HEADER - 2) + needed.to_bytes(2, "little")
             frame = data[HEADER:]
             if frame[SOURCE] == LATE:
                 assert frame == letter(self.name, ANY_TIME, int.from_bytes(frame[NUMBER]), len(frame))
             else:
                 assert left, f"{self.name} got a frame that is not due: {frame.hex()}"
-                assert frame == left.pop(0 if in_order or frame not in left else left.index(frame))
-            self.model[place : place + length] = np.frombuffer(data, np.uint8)
+                assert frame == left.pop(self._place(left, frame, in_order=in_order))
+            self._keep(data, used)
+
+    def _keep(self, data: bytes, used: Sequence[tuple[int, int]]) -> None:
+        """A frame stands in these buffers from now on, which are the device's again."""
+        first = 0
+        for slot, length in used:
+            place = self.incoming.buffer(slot)
+            self.model[place : place + length] = np.frombuffer(data[first : first + length], np.uint8)
+            first += length
             self._post(slot)
+
+    @staticmethod
+    def _place(left: list[bytes], frame: bytes, *, in_order: bool) -> int:
+        """Which of those that are due it has to be."""
+        alike = [
+            place for place, one in enumerate(left) if one[TO] == frame[TO] and (in_order or one == frame)
+        ]
+        return alike[0] if alike else 0
 
     def _post(self, slot: int) -> None:
         ring = self.incoming
@@ -130,11 +153,20 @@ class Watched:
 
     def is_whole(self, *outside: tuple[int, int]) -> None:
         """The model is what stands there, but in the rings and `outside` (address, bytes)."""
-        changed = (self.memory != self.model) & ~self.rings
+        changed = (self.memory != self.model) & ~self.rings & ~self._spilt()
         for place, length in outside:
             changed[place : place + length] = False
         places = np.flatnonzero(changed)
         assert not len(places), f"{self.name}: {len(places)} bytes changed, the first at {places[0]:#x}"
+
+    def _spilt(self) -> Any:
+        """Where a posted buffer has what may stand at its beginning."""
+        found, ring = np.zeros(len(self.memory), bool), self.incoming
+        (first, data), each = self.spilt, ring.shape.buffer_bytes
+        place, part = slice(ring.buffers_guest, ring.buffers_guest + ring.slots * each), slice(first, each)
+        buffers, same = self.memory[place].reshape(-1, each), found[place].reshape(-1, each)
+        same[:, first : len(data)] = buffers[:, first : len(data)] == np.frombuffer(data[part], np.uint8)
+        return found
 
     def has_no_secret_of(self, others: Collection[str]) -> None:
         """Nowhere, rings and buffers included; any eight bytes of one would be seen."""
