@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from tests.direct.harness_nic import Nic
 from tests.hostile.arena import PATIENCE, until, until_equal
 from tests.vm.lab.canaries import ANY_TIME, Watched, letter
 from tests.vm.lab.engine import EngineProcess
@@ -37,6 +38,7 @@ MTU = "mtu = 1500"
 VMS = {"attacker": f"{DIRECT}\n{MTU}", "third": f"vlan = 5\n{DIRECT}\n{MTU}", "peer": MTU}
 PLACED = "attacker", "third"
 SIZES = [60, 61, 333, 1000, 1514]
+QUEUE = 2  # of a NIC, where a VM has one for its own
 ROUND = 24  # frames to each guest, and three times as many to nobody
 Ends = tuple[Namespace, Namespace]
 Due = list[tuple[bytes, bytes]]  # as a frame is sent (by another: nothing), and as its guest is to get it
@@ -47,6 +49,8 @@ class Stage:
 
     uplink, verdict_of = "", ""
     enters_in_order = True
+    takes_groups = True  # also while it is direct
+    vms = VMS
 
     def __init__(self, folder: Path, ends: Ends) -> None:
         self.folder, self.draw = folder, random.Random(1)
@@ -86,7 +90,7 @@ class Stage:
     # --- what is sent, and what comes ---------------------------------------------------------------------------
 
     def configuration(self, **other: str) -> str:
-        return self.uplink + "".join(vm(name, keys) for name, keys in (VMS | other).items())
+        return self.uplink + "".join(vm(name, keys) for name, keys in (self.vms | other).items())
 
     def placed(self, name: str, wanted: str = "direct") -> None:
         until(partial(is_placed, self.engine, name, wanted))
@@ -243,6 +247,23 @@ class OnNic(Stage):
 
     def arrived(self) -> int:
         return sum(self.engine.show("uplinks")["wire"]["verdicts"].values())
+
+
+class OnNicQueue(OnNic):
+    """The attacker has a receive queue of the NIC, by which all frames come that no rule is for; the third a pair."""
+
+    takes_groups = False
+    vms = VMS | {"attacker": f"{VMS['attacker']}\nnic_queue = {QUEUE}"}
+
+    def prepare(self, ends: Ends) -> None:
+        near, far = ends
+        near.run("ip", "link", "delete", "wire0")
+        self._stack.enter_context(Nic(near, far, device="wire0", otherwise=QUEUE))
+        super().prepare(ends)
+
+    def verdict(self) -> int:
+        found = self.engine.show("uplinks")["wire"]["verdicts"]
+        return int(found["direct"] + found["own_queue"])
 
 
 class OnTap(Stage):
