@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixes that were applied, in a file, so that the last one can be taken back.
 
-    /var/lib/vmq/doctor.json        of root
-    $XDG_STATE_HOME/vmq/doctor.json of anybody else; without that, ~/.local/state/vmq/doctor.json
+    doctor.json        where vmq/kept.py says
 
 What takes a step back is written before the step is done: whatever ends the doctor in the middle, power included, the
 file knows the way back. Taking back a step that was not done changes nothing. One doctor at a time writes it.
@@ -21,6 +20,7 @@ import msgspec
 from vmq.doctor.hands import replace_file
 from vmq.doctor.steps import Back, Step
 from vmq.errors import HostError
+from vmq.kept import kept
 
 LENGTH = 100  # fixes that are kept
 
@@ -38,9 +38,7 @@ class Applied(msgspec.Struct):
 
 
 def default_path() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/vmq/doctor.json")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "vmq/doctor.json"
+    return kept("doctor.json")
 
 
 def _lock(descriptor: int, path: Path) -> None:
