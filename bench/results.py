@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.stats import Figure, Figures, Rows
 from bench.systems import OVS
+from vmq.topology import model
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "results"
@@ -83,11 +84,9 @@ def machine_id() -> str:
 def fingerprint() -> Machine:
     """The machine and the versions that a figure belongs to."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in cpuinfo if "model name" in line]
     packages = {name: version(name) for name in ("numba", "llvmlite", "numpy")}
     return {
-        "cpu": models[0] if models else platform.machine(), "processors": os.cpu_count(),
+        "cpu": model(), "processors": os.cpu_count(),
         "memory": f"{memory / 2**30:.0f} GiB", "machine": machine_id(),
         "kernel": platform.release().partition("-")[0], "python": platform.python_version(),
         **packages, **{name: told_version(*how) for name, how in PEERS.items()}, "commit": commit(), "code": code(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmq.errors import HostError
-from vmq.topology import Topology, read
+from vmq.topology import Topology, model, read
 
 
 def record(root: Path, files: Mapping[str, str]) -> Path:
@@ -97,3 +97,8 @@ def test_of_this_host_those_that_the_process_may_use():
     assert found.allowed == tuple(sorted(os.sched_getaffinity(0)))
     assert all(cpu in found.core(cpu) for cpu in found.allowed)
     assert found.nics == {}
+
+
+def test_processors_have_a_name() -> None:
+    """On any line of its own; without one the architecture stands for it."""
+    assert model().strip() == model() != ""

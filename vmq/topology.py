@@ -17,6 +17,7 @@ this process may use.
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,13 @@ class Topology:
     def several_nodes(self) -> bool:
         """Whether near and far mean anything here."""
         return len(set(self.nodes.values())) > 1
+
+
+def model() -> str:
+    """What this host's processors call themselves: proc(5), /proc/cpuinfo."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def read(devices: Collection[str] = (), root: str | Path | None = None) -> Topology:

@@ -35,6 +35,7 @@ processors = "0"
 # group is left open
 guard = true  # default
 placement = "static"  # default
+# placement_figures is left open
 idle = "sleep"  # default
 
 [uplink."w.an"]
@@ -120,6 +121,7 @@ def test_check_in_json_has_the_words_of_the_file(vmq, file) -> None:
         "guard": True,
         "idle": "sleep",
         "placement": "static",
+        "placement_figures": None,
     }
     assert printed["uplink"]["w.an"]["kind"] == "pcap"
     assert printed["vm"]["web"]["mac"] == ["52:54:00:00:00:0a"]

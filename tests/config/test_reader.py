@@ -138,7 +138,7 @@ def test_each_kind_of_uplink_has_its_own_keys(text: str, uplink: object) -> None
         ("[engine]\ngruop = 'kvm'", "[engine] gruop: unknown key. Remedy: Did you mean group?"),
         (
             "[engine]\nzzz = 5",
-            "[engine] zzz: unknown key. Remedy: Use one of api, processors, group, guard, placement, idle",
+            "[engine] zzz: unknown key. Remedy: Use one of api, processors, group, guard, placement, placement_figures, idle",
         ),
         (
             "[engine]\ngroup = ''",

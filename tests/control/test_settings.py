@@ -113,7 +113,13 @@ UPLINK = {"mtu": 2000, "link_local": "forward", "processors": (FIRST_CPU,), "num
 OTHER: dict[
     str, dict[str, Any]
 ] = {  # for each key a value that is not its default; a key that is missing here fails
-    "Engine": {"processors": (FIRST_CPU,), "guard": False, "placement": "dynamic", "idle": "poll"},
+    "Engine": {
+        "processors": (FIRST_CPU,),
+        "guard": False,
+        "placement": "dynamic",
+        "placement_figures": "/nowhere/placement.json",
+        "idle": "poll",
+    },
     "Doctor": {
         "ignore": ("D13",),
         "wake_us": 1,
@@ -227,6 +233,7 @@ def test_what_is_changed_is_in_effect_as_it_was_asked_for(
     }
     assert differ == {
         ("Engine", "placement"),
+        ("Engine", "placement_figures"),
         ("Vm", "placement"),
         ("Vm", "nic_queue"),
         ("Vm", "offloads"),

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from vmq.direct.lengths import FEWEST, LONG, LOOK_SECONDS, LOOKS_MOST, SHORT, Lengths
+from vmq.direct.costs import Band
+from vmq.direct.figures import BUILT_IN, LONG, SHORT
+from vmq.direct.lengths import FEWEST, LOOK_SECONDS, LOOKS_MOST, Lengths
 
 
 class Looked:
@@ -15,10 +19,10 @@ class Looked:
         self.lengths, self.now, self.frames, self.volume = Lengths(), 100.0, 0, 0
         self.lengths.look(self.now, 0, 0)
 
-    def after(self, length: int, frames: int = FEWEST) -> bool:
+    def after(self, length: int, frames: int = FEWEST, band: Band = BUILT_IN) -> bool:
         self.now += LOOK_SECONDS
         self.frames, self.volume = self.frames + frames, self.volume + frames * length
-        self.lengths.look(self.now, self.frames, self.volume)
+        self.lengths.look(self.now, self.frames, self.volume, band)
         return self.lengths.pays
 
 
@@ -59,3 +63,22 @@ def test_the_reason_names_the_length() -> None:
     assert "few frames" in it.lengths.why()
     it.after(60)
     assert "60 bytes" in it.lengths.why()
+    assert "pays from 1280 on, by figures of another machine" in it.lengths.why()
+
+
+def test_figures_of_this_machine_decide_where_there_are_some() -> None:
+    it, here = Looked(), Band(300.0, 500.0, "measured here")
+    assert [it.after(length, band=here) for length in (499, 500, 301, 300)] == [False, True, True, False]
+    assert (
+        it.lengths.why()
+        == "its frames are 300 bytes long in the mean: direct placement pays from 500 on, measured here"
+    )
+
+
+def test_never_and_always() -> None:
+    never, always = Band(math.inf, math.inf, "measured here"), Band(0.0, 0.0, "measured here")
+    it = Looked()
+    assert [it.after(length, band=always) for length in (60, 1514)] == [True, True]
+    assert "pays for all lengths" in it.lengths.why()
+    assert [it.after(length, band=never) for length in (1514, 60)] == [False, False]
+    assert "pays for no length" in it.lengths.why()

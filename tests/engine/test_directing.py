@@ -36,6 +36,8 @@ from tests.engine import test_own_queues, test_pairs
 from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone, until
 from vmq.config import AnyUplink, Tap, Xdp
 from vmq.dataplane import state
+from vmq.direct.costs import Band
+from vmq.direct.figures import BUILT_IN
 from vmq.engine import directing as module
 from vmq.guest.driver import HEADER
 from vmq.uplink.tap import TapUplink
@@ -119,6 +121,18 @@ def test_what_one_tier_cannot_do_is_nothing_to_another() -> None:
     assert directing.words(vm) == "by a queue of its own"
     vm.engine.uplinks.clear()
     assert (directing.words(vm), directing.stage(vm)) == ("", "switched")
+
+
+@pytest.mark.parametrize(("kind", "long"), [("xdp", 300.0), ("tap", BUILT_IN.long)])
+def test_figures_are_of_the_tier_that_was_measured(kind: str, long: float) -> None:
+    vm = port(kind)
+    vm.config.placement, vm.connects, vm.received = "auto", 1, lambda: (0, 0)
+    directing = module.Directing(vm.engine)
+    directing.known.band = Band(100.0, 300.0, "measured here")
+    directing._measure(vm)
+    assert directing._lengths["a"][1].band.long == long
+    assert f"pays from {long:.0f} on" in directing.obstacle(vm)
+    assert f"pays from {long:.0f} on" in directing.words(vm)
 
 
 # --- whatever happens, in whatever order ----------------------------------------------------------------------

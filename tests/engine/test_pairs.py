@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from pyroute2 import netns
 
 from tests.direct.holes import punch
+from tests.direct.test_costs import steady
 from tests.engine.running import FIRST_CPU, MACS, PATIENCE, Running, frame, gone, until
 from tests.vm.lab.netns import joined
 from tests.vm.test_xdp import station
@@ -24,7 +26,8 @@ from vmq import linux
 from vmq.config import Xdp
 from vmq.control.views import show
 from vmq.dataplane.reasons import TO_GUEST_PAIR, TO_GUEST_TOO_LONG
-from vmq.direct import lengths, polling
+from vmq.direct import figures, lengths, polling
+from vmq.direct.figures import Figures
 from vmq.direct.queue import DirectQueue
 from vmq.engine import directing as module
 from vmq.engine.engine import Engine
@@ -174,6 +177,45 @@ def test_auto_is_direct_while_frames_are_long(wired: Running, monkeypatch: pytes
         gone(wired, "a")
         with wired.guest("a"):  # another guest has shown nothing
             until(lambda: "few frames" in whys.get("a", ""), str(whys))
+
+
+def test_auto_goes_by_what_was_measured_here(
+    wired: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that says always, then one that says never, and no good one: then the rule, 1514 bytes being long."""
+    monkeypatch.setattr(lengths, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lengths, "FEWEST", 1)
+    monkeypatch.setattr(figures, "LOOK_SECONDS", 0.05)
+    path, engine = tmp_path / "placement.json", wired.engine
+
+    def measured(text: str) -> None:
+        (tmp_path / "new").write_text(text)
+        os.replace(tmp_path / "new", path)
+
+    def settings() -> dict[tuple[str, str], dict[str, Any]]:
+        return {(row["of"], row["name"]): row for row in wired.do(show, engine, "settings")}
+
+    def configured() -> None:
+        old = engine.config
+        named = msgspec.structs.replace(old.engine, placement_figures=str(path))
+        engine.reconfigure(msgspec.structs.replace(old, engine=named))
+
+    measured(Figures.of(tuple(steady(1, 1, 1, 1))).text())
+    configure(wired, placement="auto")
+    wired.do(configured)
+    with wired.guest("b") as b, wired.guest("a") as a:
+        sends_until(wired, a, b, 60, "led")
+        assert "pays for all lengths, measured here on" in settings()["vm a", "placement"]["why"]
+        assert settings()["engine", "placement_figures"]["effective"] == str(path)
+        measured(Figures.of(tuple(steady(-1, -1, -1, -1))).text())
+        sends_until(wired, a, b, 1514, "kept")
+        until(lambda: "pays for no length, measured here on" in settings()["vm a", "placement"]["why"])
+        measured("garbage")
+        sends_until(wired, a, b, 1514, "led")
+        found = settings()
+        assert "by figures of another machine" in found["vm a", "placement"]["why"]
+        assert found["engine", "placement_figures"]["effective"] is None
+        assert "has no figures of frames" in found["engine", "placement_figures"]["why"]
 
 
 def test_why_the_kernel_refuses_stands_as_long_as_it_is_left_switched(

@@ -26,7 +26,7 @@ from vmq.config.records import KINDS, AnyUplink, Config, Doctor, Engine, Record,
 from vmq.errors import HostError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # becomes part of paths and of QEMU's ids
-PATHS = frozenset({"api", "socket", "qmp", "read", "write"})
+PATHS = frozenset({"api", "socket", "qmp", "read", "write", "placement_figures"})
 TABLES = ("engine", "uplink", "vm", "doctor")
 LATER = {
     "vm": frozenset({"trunk", "lossless"}),

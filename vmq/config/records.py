@@ -61,6 +61,15 @@ class Engine(Record, frozen=True, kw_only=True):
         Literal["static", "dynamic"],
         says('"static" or "dynamic": whether VMs move to other processors as load comes and goes'),
     ] = "static"
+    placement_figures: (
+        Annotated[
+            str,
+            says(
+                "the path of what vmq bench --placement has measured; leave it out for the file that it writes"
+            ),
+        ]
+        | None
+    ) = None
     idle: Annotated[
         Literal["sleep", "poll"],
         says('"sleep" or "poll": whether a processor without work sleeps, or looks for it all the time'),

@@ -15,6 +15,7 @@ clients of the API have beside the configuration has rows of its own (owned.py).
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,6 +70,12 @@ def _of_engine(engine: Engine) -> Iterator[Row]:
         yield setting("placement", asked.placement, "static", "there is one processor")
     else:
         yield setting("placement", asked.placement, asked.placement)
+    known, named = engine.directing.known, asked.placement_figures
+    known.look(time.monotonic(), named)
+    if known.why:
+        yield setting("placement_figures", named, None, known.why)
+    else:
+        yield setting("placement_figures", named, str(known.path), known.band.words())
     yield setting("idle", asked.idle, "poll" if engine.segment.engine["polls"] else "sleep")
     fallen = [vm.name for vm in engine.vms.values() if engine.guarding.fallen(vm)]
     words = f"on the default queue because of it: {', '.join(fallen)}" if fallen else ""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from vmq.config.records import Config
 from vmq.dataplane import state
+from vmq.direct.figures import BUILT_IN, Known
 from vmq.direct.lengths import Lengths
 from vmq.engine.nic_queues import NicQueues
 from vmq.engine.own_queues import OwnQueues
@@ -56,6 +57,7 @@ class Directing:
         self.torn = Torn()
         self.nic_queues, self.pairs, self.own_queues = NicQueues(self), Pairs(self), OwnQueues(self)
         self.tiers: tuple[Tier, ...] = (self.nic_queues, self.pairs, self.own_queues)
+        self.known = Known()  # what frames cost here
 
     # --- what is asked of it ---------------------------------------------------------------------------------
 
@@ -71,7 +73,9 @@ class Directing:
     def words(self, vm: Vm) -> str:
         """How frames of a VM come that is direct."""
         tier = self.tier_of(vm)
-        return tier.words(vm) if tier else ""
+        words = tier.words(vm) if tier else ""
+        _, lengths = self._lengths.get(vm.name, (0, None))
+        return f"{words}; {lengths.why()}" if words and lengths else words
 
     def polled(self, worker: int) -> int:
         """For how many direct VMs a processor does the kernel's work, while their frames are many."""
@@ -80,6 +84,7 @@ class Directing:
 
     def look(self) -> None:
         """Go on with those under way; begin with those that may be direct, leave those that may not."""
+        self.known.look(time.monotonic(), self.engine.config.engine.placement_figures)
         for known in (self._rests, self._little, self._lengths, self.whys):
             for name in known.keys() - self.engine.vms.keys():
                 del known[name]
@@ -106,7 +111,10 @@ class Directing:
         if connects != vm.connects:
             lengths = Lengths()
         self._lengths[vm.name] = vm.connects, lengths
-        lengths.look(time.monotonic(), *vm.received())
+        tier = self.tier_of(vm)
+        lengths.look(
+            time.monotonic(), *vm.received(), self.known.band if tier and tier.measured else BUILT_IN
+        )
 
     def obstacle(self, vm: Vm) -> str:
         """Why this VM cannot be direct; empty if it can."""

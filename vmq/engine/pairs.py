@@ -64,6 +64,8 @@ class Direct:
 class Pairs:
     """All receive queues of an engine that are direct this way, a `Tier`."""
 
+    measured = True
+
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._directs: dict[str, Direct] = {}

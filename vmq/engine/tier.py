@@ -27,7 +27,9 @@ PASS_SECONDS, PAUSE_SECONDS = 0.2, 0.0002  # for what is on its way to arrive
 
 
 class Tier(Protocol):
-    """One tier, for all VMs of an engine."""
+    """One tier, for all VMs of an engine. `measured`: what it costs is what `vmq bench --placement` measures."""
+
+    measured: bool
 
     def serves(self, vm: Vm) -> bool:
         """Whether this VM is this tier's: its uplink is, and the tier has not had to refuse it."""
