@@ -22,18 +22,21 @@ from pathlib import Path
 import numpy as np
 
 from bench.delivery import MEASURED_SECONDS, WARM_SECONDS, RefusedError, in_turn
-from bench.direct import PATIENCE, RING, Wire, frame, placed_as, wire
-from bench.engine import on_processor
+from bench.direct import PATIENCE, frame
 from bench.quiet import say
 from bench.stats import Figure, Measure
-from bench.systems import ENGINE_CPU, GUEST_CPU, Served, mac
+from bench.systems import ENGINE_CPU, GUEST_CPU, Served
 from tests.dpdk.lab import Testpmd, until
 from tests.vm.lab.engine import EngineProcess
+from tests.vm.test_direct import is_placed
+from vmq.affinity import on_processor
 from vmq.guest.driver import USED_PAIR, harvest, submit
 from vmq.guest.guest import Guest
 from vmq.jit import address_of
+from vmq.speed.stand import RING, mac
+from vmq.speed.wire import Wire, wire
 
-MANY = 1_000_000  # frames of a call of the generator: between two it sends nothing for some 25 ms
+MANY = 1_000_000  # frames of a call of the generator
 # The pages of the generator's frames come back to a pool of so many, as those of a NIC do, whose pool is far larger; those for
 # which there is no room are given back to the kernel's heap, which takes longer than all else that is done for a frame here.
 AT_ONCE = 192  # the ring of a veth has 256
@@ -46,11 +49,13 @@ SIZES = (64, 512, 1514)
 def engine(one: Wire, folder: Path, placement: str) -> Iterator[Served]:
     """vmq on the near end."""
     text = f'[engine]\napi = "{folder}/api.sock"\nprocessors = "{ENGINE_CPU}"\n'
-    text += '[uplink.wire]\nkind = "xdp"\ndevice = "wire0"\nprepared = true\n'
+    text += f'[uplink.wire]\nkind = "xdp"\ndevice = "{one.near}"\nprepared = true\n'
     text += (
         f'[vm.v]\nsocket = "{folder}/v.sock"\nmac = "{mac(0)}"\nuplink = "wire"\nplacement = "{placement}"\n'
     )
-    with EngineProcess(folder, text, one.near) as running:
+    running = EngineProcess(folder, text)
+    with contextlib.ExitStack() as stack:
+        stack.push(one.call(running.start))
         yield Served([folder / "v.sock"], False, running.log_file, running)
 
 
@@ -58,12 +63,12 @@ def engine(one: Wire, folder: Path, placement: str) -> Iterator[Served]:
 def testpmd(one: Wire, folder: Path, budget: int) -> Iterator[Served]:
     """DPDK's drivers on the near end; nothing is classified. `budget`: frames of a busy poll of the device, 0: none."""
     devices = [
-        f"net_af_xdp0,iface=wire0,start_queue=0,queue_count=1,busy_budget={budget}",
+        f"net_af_xdp0,iface={one.near},start_queue=0,queue_count=1,busy_budget={budget}",
         f"net_vhost0,iface={folder}/v.sock,queues=1",
     ]
     back_end = Testpmd(folder, devices, name="be", cpu=ENGINE_CPU)
     try:
-        one.near.call(back_end.launch)
+        one.call(back_end.launch)
         back_end.ready().say("start")
         yield Served([folder / "v.sock"], False, back_end.log_file)
     finally:
@@ -89,7 +94,7 @@ def flow(one: Wire, data: bytes) -> Iterator[None]:
             while not ended.is_set():
                 one.send(data, MANY, AT_ONCE)
 
-    thread = threading.Thread(target=one.far.call, args=(send,), kwargs={"timeout": 60.0})
+    thread = threading.Thread(target=one.call, args=(send,))
     thread.start()
     try:
         yield
@@ -138,7 +143,7 @@ def once(name: str, size: int) -> float:
     ):
         running = served.engine
         if running is not None and name == "vmq":
-            until(lambda: placed_as(running) == "direct", "direct placement")
+            until(lambda: is_placed(running, "v", "direct"), "direct placement")
         prove(one, guest, data)
         with flow(one, data), on_processor(GUEST_CPU), first_of_all():
             taker = Taker(guest)
@@ -151,7 +156,7 @@ def once(name: str, size: int) -> float:
 
 def prove(one: Wire, guest: Guest, data: bytes) -> None:
     """The first frames arrive whole."""
-    one.far.call(lambda: one.send(data, BATCH))
+    one.call(lambda: one.send(data, BATCH))
     got = guest.receive(BATCH, PATIENCE)
     if got != [data] * BATCH:
         raise RefusedError(f"{len(got)} of {BATCH} frames arrived, or not whole")

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from bench.core import mac
 from bench.delivery import RefusedError
-from bench.engine import on_processor
 from bench.numbered import BUFFERS, LOOK_NS, NUMBERS, Followers, Verdict, addresses, source
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU, GUEST_CPU
 from tests.engine.running import Running
+from vmq.affinity import on_processor
 from vmq.config import Vm as VmConfig
 from vmq.contract import CONFIG
 from vmq.engine.queues import address_filter

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.core import ROUNDS, SPANS, Core, Order, compile_kernels, mac, recording, scattered
-from bench.engine import on_processor
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU
 from vmq.abi.layout import i64, rows
+from vmq.affinity import on_processor
 from vmq.clock import now
 from vmq.dataplane import state
 from vmq.dataplane.replay import EXPECTED

@@ -24,12 +24,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from bench.engine import on_processor
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU, GUEST_CPU, SEED
 from vmq.abi.ethernet import ETH_ALEN, ETH_HLEN, mac_number
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import split_ring_bytes, vring_avail, vring_desc
+from vmq.affinity import on_processor
 from vmq.clock import now
 from vmq.config import Memory
 from vmq.dataplane import state

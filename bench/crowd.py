@@ -28,10 +28,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from bench.engine import on_processor
 from bench.systems import GUEST_CPU, Served, mac
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import vring_used_elem
+from vmq.affinity import on_processor
 from vmq.clock import now
 from vmq.guest import traffic
 from vmq.guest.driver import HEADER, RING, USED, kick, show, used

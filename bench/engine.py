@@ -16,6 +16,7 @@ from bench.probe import Probe, compile_probe, echoing
 from bench.stats import HISTOGRAM, Figure
 from bench.systems import ENGINE_CPU, GUEST_CPU, mac
 from tests.vm.lab.engine import EngineProcess
+from vmq.affinity import on_processor
 from vmq.guest.guest import Guest
 from vmq.speed.stand import process_ns
 
@@ -60,17 +61,6 @@ def idle(runs: int) -> dict[str, Figure]:
             time.sleep(IDLE_SECONDS)
             values.append((process_ns(engine.pid) - before) / IDLE_SECONDS / 1e7)
     return {"% of a processor, four silent VMs": Figure.of(values)}
-
-
-@contextmanager
-def on_processor(cpu: int) -> Iterator[None]:
-    """This thread runs there."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def wake_up(runs: int) -> dict[str, Figure]:

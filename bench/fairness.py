@@ -28,12 +28,12 @@ from functools import partial
 import numpy as np
 
 from bench.core import POSTED, ROUNDS, SPANS, Core, Rings, Stage, in_turn, mac, play, recording, scattered
-from bench.engine import on_processor
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU, GUEST_CPU
 from vmq.abi.ethernet import ETH_ALEN
 from vmq.abi.layout import i64, rows
 from vmq.abi.virtio import vring_avail, vring_desc, vring_used
+from vmq.affinity import on_processor
 from vmq.clock import now
 from vmq.dataplane import state
 from vmq.dataplane.loop import all_rounds

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from bench.core import POSTED, SPAN, Rings, Stage, compile_kernels, mac, play, recording, scattered
-from bench.engine import on_processor
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU, GUEST_CPU
 from vmq.abi.layout import i64, rows
+from vmq.affinity import on_processor
 from vmq.dataplane import state
 from vmq.dataplane.rounds import parcels_round
 from vmq.jit import address_of, at, compile_for, int64, kernel, load_acquire, store_release

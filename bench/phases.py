@@ -29,13 +29,13 @@ from typing import Any
 from numba import types
 
 from bench.core import SPANS, Core, compile_kernels, mac, play, recording, refill, scattered
-from bench.engine import on_processor
 from bench.rebuilt import rebuilt
 from bench.stack import PART
 from bench.stats import Figure
 from bench.systems import ENGINE_CPU
 from vmq import linux
 from vmq.abi.layout import i64, rows
+from vmq.affinity import on_processor
 from vmq.clock import now
 from vmq.dataplane import state
 from vmq.dataplane.lanes import rx_burst

@@ -26,18 +26,18 @@ from pathlib import Path
 import numpy as np
 
 from bench.delivery import RefusedError
-from bench.direct import PATIENCE, frame, placed_as, served, wire
-from bench.engine import on_processor
+from bench.direct import PATIENCE, frame, served
 from bench.quiet import say
 from bench.stats import Figure, Measure
 from bench.systems import GUEST_CPU
-from tests.dpdk.lab import until
-from tests.vm.lab.engine import EngineProcess
+from vmq.affinity import on_processor
 from vmq.dataplane.state import direct_queue
 from vmq.direct.memory import GuestMemory
 from vmq.direct.pair import Apart, Pair
 from vmq.direct.socket import GuestSocket
 from vmq.guest.guest import Guest
+from vmq.speed.placed import Served
+from vmq.speed.wire import Wire, wire
 from vmq.vhost.message import Region
 
 MIB = 1 << 20
@@ -137,15 +137,15 @@ def numbered(number: int) -> bytes:
 
 def changed() -> dict[str, float]:
     """The longest journeys of one flow, ms, and how many frames were overtaken."""
-    with wire() as one, served(one, "direct") as (engine, guest), one.far.call(_sender) as sender:
-        flow, marks = Flow(sender, guest), list[int]()
+    with wire() as one, served(one, "direct") as engine, _sender(one) as sender:
+        flow, marks = Flow(sender, engine.guests["direct"]), list[int]()
 
         def change() -> None:
             for on, wanted in ((True, "switched"), (False, "direct")):
                 time.sleep(STEADY_SECONDS)
                 marks.append(time.monotonic_ns())
-                engine.ask("measure", vm="v", on=on)
-                until(lambda wanted=wanted: placed_as(engine) == wanted, wanted)  # type: ignore[misc]
+                engine.ask("measure", vm="direct", on=on)
+                engine.until_placed("direct", wanted)
                 marks.append(time.monotonic_ns())
             time.sleep(STEADY_SECONDS)
 
@@ -156,7 +156,9 @@ def changed() -> dict[str, float]:
             flow.run(changing.is_alive)
         changing.join()
         if flow.missing:
-            raise RefusedError(f"{flow.missing} frames did not arrive: {engine.show('vms')['v']['drops']}")
+            raise RefusedError(
+                f"{flow.missing} frames did not arrive: {engine.ask('show', what='vms')[0]['drops']}"
+            )
         if len(marks) < 4:
             raise RefusedError("its placement did not change")
         return {
@@ -168,7 +170,7 @@ def changed() -> dict[str, float]:
         }
 
 
-def _waited(engine: EngineProcess) -> float:
+def _waited(engine: Served) -> float:
     """As the engine tells it."""
     (told,) = (
         one
@@ -178,9 +180,9 @@ def _waited(engine: EngineProcess) -> float:
     return float(told["waited_ms"])
 
 
-def _sender() -> socket.socket:
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    made.bind(("host0", 0))
+def _sender(one: Wire) -> socket.socket:
+    made = one.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+    made.bind((one.far, 0))
     return made
 
 

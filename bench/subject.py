@@ -13,8 +13,8 @@ from functools import partial
 
 from bench.core import Core, compile_kernels
 from bench.cost import with_guests, with_queues
-from bench.engine import on_processor
 from bench.systems import ENGINE_CPU
+from vmq.affinity import on_processor
 
 ROWS: dict[str, Callable[[], Core]] = {
     "own-64-4": partial(with_guests, 64, 4, shared=False),

@@ -23,13 +23,13 @@ from pathlib import Path
 
 from bench import quiet
 from bench.delivery import RefusedError
-from bench.direct import placed_as
 from bench.quiet import say
 from bench.stats import Figure, Measure
 from bench.systems import ENGINE_CPU, GUEST_CPU, mac
 from tests.dpdk.lab import until
 from tests.vm.lab.engine import EngineProcess
 from tests.vm.lab.netns import Namespace
+from tests.vm.test_direct import is_placed
 from vmq.speed.stand import process_ns
 
 SECONDS, READY_SECONDS = 2, 100.0
@@ -87,7 +87,7 @@ def vmq(placement: str) -> Iterator[Way]:
             there.run("ip", "link", "set", INSIDE, "address", mac(0))
             here.address(UPLINK, f"{HERE}/24")
             there.address(INSIDE, f"{THERE}/24")
-            until(lambda: placed_as(engine) == placement, f"{placement} placement")
+            until(lambda: is_placed(engine, "v", placement), f"{placement} placement")
             yield Way(here, there, engine.pid)
 
 

@@ -23,14 +23,14 @@ from functools import partial
 import numpy as np
 
 from bench.delivery import RefusedError
-from bench.direct import Wire, a_program, frame, wire
-from bench.engine import on_processor
+from bench.direct import frame
 from bench.placement import MTU
 from bench.quiet import say
 from bench.stats import Figure, Measure
 from bench.systems import GUEST_CPU
 from tests.dpdk.lab import until
 from vmq.abi import bpf, xdp
+from vmq.affinity import on_processor
 from vmq.bpf.assembler import R1, R2, R3, Code
 from vmq.bpf.link import Link
 from vmq.bpf.maps import Map, device_map
@@ -38,6 +38,7 @@ from vmq.bpf.program import Program
 from vmq.dataplane import state
 from vmq.direct.pair import Apart, Pair
 from vmq.jit import address_of, at
+from vmq.speed.wire import Wire, a_program, wire
 from vmq.uplink import link
 from vmq.uplink.xdp_socket import CHUNKS, LISTS, XdpSocket
 
@@ -110,16 +111,16 @@ def senders() -> Iterator[tuple[Wire, dict[str, Sender]]]:
         apart = keep(contextlib.closing(Apart()))
         pair = keep(contextlib.closing(Pair(apart, 1, MTU)))
         devices = keep(device_map("vmq_out", 1))
-        index = one.near.call(lambda: link.index_of("wire0"))
-        one.near.call(lambda: devices.update(bytes(4), index.to_bytes(4, "little")))
+        index = one.call(lambda: link.index_of(one.near))
+        one.call(lambda: devices.update(bytes(4), index.to_bytes(4, "little")))
         drop, onward = (
             keep(a_program("drop", bpf.XDP_DROP)),
             keep(Program(bpf.BPF_PROG_TYPE_XDP, "out", _onward(devices))),
         )
-        keep(one.far.call(lambda: Link(drop, link.index_of("host0"), flags=bpf.XDP_FLAGS_DRV_MODE)))
+        keep(one.call(lambda: Link(drop, link.index_of(one.far), flags=bpf.XDP_FLAGS_DRV_MODE)))
         keep(apart.call(lambda: Link(onward, pair.index, flags=bpf.XDP_FLAGS_DRV_MODE)))
         made = {
-            "copy": one.near.call(lambda: Sender(index)),
+            "copy": one.call(lambda: Sender(index)),
             "direct": apart.call(lambda: Sender(pair.far_index)),
         }
         for sender in made.values():
@@ -129,7 +130,7 @@ def senders() -> Iterator[tuple[Wire, dict[str, Sender]]]:
 
 def arrived(one: Wire) -> int:
     """Frames that the NIC's other end has had: proc(5), /proc/net/dev."""
-    return int(one.far.run("cat", "/proc/net/dev").partition("host0:")[2].split()[1])
+    return int(one.apart.devices().partition(f"{one.far}:")[2].split()[1])
 
 
 def transmit(size: int, runs: int) -> dict[str, Figure]:

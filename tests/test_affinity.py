@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 
-from vmq.affinity import processors
+from vmq.affinity import on_processor, processors
 
 
 def test_the_processors_of_a_process_are_those_of_all_its_threads():
@@ -31,3 +31,10 @@ def test_the_processors_of_a_process_are_those_of_all_its_threads():
         stop.set()
         thread.join()
     assert processors() >= before
+
+
+def test_a_thread_keeps_to_a_processor_for_a_while() -> None:
+    before = os.sched_getaffinity(0)
+    with on_processor(min(before)):
+        assert os.sched_getaffinity(0) == {min(before)}
+    assert os.sched_getaffinity(0) == before

@@ -19,7 +19,6 @@ or into guest memory before it returns from sending. Both are of frames to one V
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import socket
@@ -55,7 +54,8 @@ from vmq.demo import (
     untagged,
 )
 from vmq.direct.pair import FAR, Apart, Pair
-from vmq.errors import HostError, VmqError
+from vmq.errors import VmqError
+from vmq.speed.wire import refusal
 from vmq.table import table
 from vmq.uplink.pcapfile import read_capture
 
@@ -67,11 +67,6 @@ WINDOW = 200  # frames; a veth holds 256, and nothing else on the way holds fewe
 RING = 1024  # buffers of a guest
 PLACED_SECONDS, LOOK_SECONDS = 60.0, 0.0005
 ENOUGH = 0.99  # of the frames to one VM: so many the kernel has to place
-REMEDIES = {
-    errno.EPERM: "Run it as root",
-    errno.EAFNOSUPPORT: "Use a kernel with CONFIG_XDP_SOCKETS",
-    errno.EOPNOTSUPP: "Use a kernel with CONFIG_VETH",
-}
 Refresh = Callable[[list[dict[str, Any]]], None]
 
 
@@ -83,9 +78,8 @@ def wire() -> AbstractContextManager[Pair]:
         socket.socket(AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC).close()
         return closing(Pair(apart, 0, MTU))
     except OSError as error:
-        wrong = f"a network of its own with AF_XDP is refused: {error.strerror}"
-        remedy = REMEDIES.get(error.errno or 0, "Free what the kernel wants")
-        raise HostError(WHERE, wrong, f"{remedy}; vmq demo needs none of it") from error
+        wrong = "a network of its own with AF_XDP is refused"
+        raise refusal(WHERE, wrong, error, "; vmq demo needs none of it") from error
 
 
 def crosses(frame: bytes) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench import afxdp, direct
+from bench import afxdp
 from bench.delivery import RefusedError
+from vmq.speed.wire import Wire
 
 pytestmark = [pytest.mark.root, pytest.mark.dpdk]
 
@@ -29,8 +30,8 @@ def test_frames_that_another_placed_are_no_figure(monkeypatch: pytest.MonkeyPatc
 
 
 def test_frames_that_do_not_arrive_whole_are_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = direct.Wire.send
+    real = Wire.send
     monkeypatch.setattr(afxdp, "PATIENCE", 0.5)
-    monkeypatch.setattr(direct.Wire, "send", lambda self, data, count: real(self, data, count - 1))
+    monkeypatch.setattr(Wire, "send", lambda self, data, count: real(self, data, count - 1))
     with pytest.raises(RefusedError, match="63 of 64"):
         afxdp.once("vmq, switched", 64)

@@ -67,6 +67,8 @@ class Own:
 class NicQueues:
     """All of an engine, a `Tier`."""
 
+    measured = False
+
     def __init__(self, directing: Directing) -> None:
         self.directing, self.engine = directing, directing.engine
         self._owns: dict[str, Own] = {}

@@ -63,7 +63,7 @@ from vmq.jit import (
     same_bytes,
     store_release,
 )
-from vmq.speed.stand import RING, USUAL_MTU, mac, processors, recording
+from vmq.speed.stand import LOCAL_TYPE, RING, USUAL_MTU, mac, processors, recording
 from vmq.uplink import link
 
 WIRE, NOWHERE, BRIDGE = "wire", "nowhere", "bridge"
@@ -74,7 +74,6 @@ STAMP = 46  # bytes into a frame: in the payload of the shortest
 LATENCIES = 1 << 16  # frames of which one measurement keeps how long they were under way
 SPAN = 32  # bursts between two looks at the clock
 STATION = "02:06:00:00:00:00"
-LOCAL_TYPE = b"\x88\xb5"  # for local experiments
 
 HOST = rows(
     ("frames", i64), ("count", i64), ("size", i64), ("cursor", i64),  # `recorded` rows, all of a size, round and round

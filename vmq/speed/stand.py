@@ -42,6 +42,7 @@ SOURCE = "source"
 FLOWS = 4096  # so frames of any size are 8 MiB or more: past a processor's own caches
 RING = 1024
 USUAL_MTU = 1500
+LOCAL_TYPE = b"\x88\xb5"  # for local experiments
 READY_SECONDS, SETTLE_SECONDS, LOOK_SECONDS = 60.0, 10.0, 0.02
 WARM_SECONDS = 0.2
 FAULTS = ("stray", "broken", "empty", "bad", "wrong", "out_of_place", "missing")  # guests' counters
