@@ -67,6 +67,7 @@ weight = 100  # default
 overload = "drop-newest"  # default
 overload_frames = 256  # default
 placement = "switched"  # default
+# nic_queue is left open
 indications = 0  # default
 indication_frames = 0  # default
 spoof_check = true  # default
