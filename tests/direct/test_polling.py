@@ -206,6 +206,21 @@ def test_a_kernel_that_does_not_tell_who_works_is_not_waited_for_long(
 
 
 @pytest.mark.root
+def test_a_greeting_that_is_lost_is_sent_again(
+    make: Callable[[], DirectQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that has just come up has nowhere to put it for a while; none of them counts as a frame that was lost."""
+    said = [bytes(60), bytes(60), greeting(), greeting()]
+    monkeypatch.setattr(polling, "greeting", lambda: said.pop(0))
+    queue = make()
+    assert (queue.why_not_polled, len(said)) == ("", 1)
+    queue.poll(on=True)
+    assert queue.is_polled()
+    queue.count_lost(queue._far.devices())
+    assert not queue.row["lost"].any()
+
+
+@pytest.mark.root
 def test_a_device_that_is_not_there_leaves_no_socket(make: Callable[[], DirectQueue]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="No such device"):

@@ -7,8 +7,8 @@
 A queue of a device has one piece of the kernel that works for it (NAPI), and a socket that knows its number may have it work
 (SO_BUSY_POLL). While a queue is reserved, the kernel leaves it to whoever polls as long as he comes again in time (SO_PREFER_BUSY_POLL);
 who has not for WAIT_NS is taken not to come: the kernel looks itself then, on the processor of who came last, and after DEFERS such looks
-frames wake it where they are sent. So a processor that is held up loses nothing: more than 5 million frames a second would fill the
-ring meanwhile. But a frame that comes a moment after another waits as long, too: so a queue is reserved only while frames are many.
+frames wake it where they are sent. So a thread that is held up loses nothing: more than 5 million frames a second would fill the
+ring meanwhile; but for one whose interrupts are held up, too. A frame that comes a moment after another waits as long: so a queue is reserved only while frames are many.
 
 An AF_XDP socket on a veth is not told that number (Linux 6.14 and later), so a UDP socket is: by a frame of ours that the far end's
 program lets up to the namespace's own network stack, which has no address and nobody else in it. linux-netdev.h
@@ -33,7 +33,7 @@ MANY, FEW = 400_000, 200_000  # frames a second: from which on it is polled, bel
 LOOK_SECONDS = 0.02  # of fewer nothing is concluded
 BUDGET = 64  # frames that the kernel handles before it looks whether that was all; it does so twice a call
 PORT = 9  # "discard"; nobody hears there but us
-TOLD_SECONDS, PAUSE_SECONDS = 0.5, 0.001
+TOLD_SECONDS, AGAIN_SECONDS, PAUSE_SECONDS = 0.5, 0.01, 0.001
 LEAST = 60  # bytes of a frame
 
 
@@ -63,11 +63,15 @@ class Polling:
             raise
 
     def _asked(self, send: Callable[[bytes], object]) -> int:
-        """What the kernel calls who works for the far end."""
-        send(greeting())
-        deadline = time.monotonic() + TOLD_SECONDS
+        """What the kernel calls who works for the far end. A device that has just come up may lose a greeting."""
+        deadline, again = time.monotonic() + TOLD_SECONDS, 0.0
         while not self._greeted() and time.monotonic() < deadline:
+            if time.monotonic() >= again:
+                send(greeting())
+                again = time.monotonic() + AGAIN_SECONDS
             time.sleep(PAUSE_SECONDS)
+        while self._greeted():
+            pass
         number = self._socket.getsockopt(socket.SOL_SOCKET, nd.SO_INCOMING_NAPI_ID)
         if not number:
             raise OSError(errno.ENOTSUP, "it does not tell who works for a veth")

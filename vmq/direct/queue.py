@@ -118,7 +118,8 @@ class DirectQueue:
             )
             self._stack.callback(self._polling.close)
         except OSError as error:
-            self.why_not_polled = f"the kernel cannot be asked: {error.strerror}"
+            self.why_not_polled = f"the kernel cannot be asked: {error.strerror or error}"
+        self._before = self.pair.refused(self._far.devices())  # of greetings: no frame of anybody's
 
     def look(self, now: float, frames: int) -> None:
         """Have its processor do the kernel's work, or not, for as many frames as it has had; asked again and again while it is led."""
@@ -133,7 +134,7 @@ class DirectQueue:
         try:
             self._polling.reserve(on=on)
         except OSError as error:
-            self.why_not_polled = f"the kernel refuses it now: {error.strerror}"
+            self.why_not_polled = f"the kernel refuses it now: {error.strerror or error}"
         else:
             self.row["poll"] = self._polling.fileno() if on else state.NONE
 
@@ -152,9 +153,10 @@ class DirectQueue:
         wanted = set(filters)
         for mac, vid in wanted - self.filters_now:
             self.filters.update((mac | vid << state.VID_SHIFT).to_bytes(KEY_BYTES, "little"), bytes(4))
+            self.filters_now.add((mac, vid))
         for mac, vid in self.filters_now - wanted:
             self.filters.delete((mac | vid << state.VID_SHIFT).to_bytes(KEY_BYTES, "little"))
-        self.filters_now = wanted
+            self.filters_now.discard((mac, vid))
 
     def open(self) -> None:
         """Let frames through to the guest, from when its processor has posted buffers."""
@@ -196,7 +198,9 @@ class DirectQueue:
         refused = int(
             self.sent["to_wire_drops"][TO_WIRE_ERROR]
         )  # for want of room they are the pair's own count
-        lost[state.LOST_PAIR] = self.pair.refused(devices) + refused + foreign + self.socket.untold
+        lost[state.LOST_PAIR] = (
+            self.pair.refused(devices) - self._before + refused + foreign + self.socket.untold
+        )
 
     def lost_are_booked(self) -> bool:
         """Whether its processor has counted what was told."""

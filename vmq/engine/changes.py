@@ -106,7 +106,7 @@ class Changes:
         for name, vm in self.engine.vms.items():
             where = vm.config.uplink, vm.config.vlan
             parting = [mac for mac in vm.filters if owners.get((*where, mac), name) != name]
-            vm.parting = frozenset((mac, vm.config.vlan or 0) for mac in parting)
+            vm.parting |= frozenset((mac, vm.config.vlan or 0) for mac in parting)
             for mac in parting:
                 vm.home.contract.clear_filter(CONFIG, vm.filters.pop(mac)[0])
 

@@ -81,9 +81,9 @@ class Pairs:
     def words(self, vm: Vm) -> str:
         one = self._directs.get(vm.name)
         queue = one.queue if one is not None else None
-        if queue is None or queue.is_polled():
+        if queue is not None and queue.is_polled():
             return "by a pair of its own, which its processor polls, as frames are many"
-        why = queue.why_not_polled or "frames are few"
+        why = (queue.why_not_polled if queue is not None else "") or "frames are few"
         return f"by a pair of its own; the kernel's work for it is done where frames come from: {why}"
 
     def polled(self, vm: Vm) -> bool:

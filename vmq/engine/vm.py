@@ -109,9 +109,9 @@ class Vm:
     @property
     def keys(self) -> tuple[tuple[int, int], ...]:
         """The (address, VLAN id) that lead to it: its receive filters, and those that the next owner does not have yet."""
-        vlan = self.config.vlan or 0
-        left = (mac for mac, vid in self.parting if vid == vlan and mac not in self.macs)
-        return tuple((mac, vlan) for mac in (*self.macs, *left))
+        vlan, macs = self.config.vlan or 0, dict.fromkeys(self.macs)
+        macs |= dict.fromkeys(mac for mac, vid in self.parting if vid == vlan)
+        return tuple((mac, vlan) for mac in macs)
 
     def source(self, mac: int) -> str:
         """Where one of them comes from: config, followed or learned."""
