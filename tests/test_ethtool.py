@@ -133,6 +133,7 @@ class Table:
 
     def __init__(self, size: int, *, finds: bool) -> None:
         self.size, self.finds, self.kind = size, finds, et.ETHER_FLOW
+        self.also = (0, 0)  # masks of a source and a tag
         self.rules: dict[int, tuple[bytes, int]] = {}
 
     def __call__(self, _: object, _device: str, body: Any, command: int) -> Any:
@@ -156,6 +157,7 @@ class Table:
             address, spec["ring_cookie"] = self.rules[place]
             spec["h_u"]["dst"] = np.frombuffer(address, np.uint8)
             spec["flow_type"], spec["m_u"]["dst"] = self.kind, 255
+            spec["m_u"]["rest"][0], spec["m_ext"]["vlan_tci"] = self.also
         return body
 
 
@@ -195,6 +197,10 @@ def test_rules_of_this_kind_are_listed_by_address_and_others_are_not(monkeypatch
     add_rule("eth1", mac, 3, 5)
     add_rule("eth1", mac + 1, 4, 6)
     assert rules_to("eth1") == {mac: 3, mac + 1: 4}
+    for also in ((255, 0), (0, 0xFFFF)):  # those lead some of its frames only
+        table.also = also
+        assert rules_to("eth1") == {}
+    table.also = 0, 0
     table.kind = et.ETHER_FLOW + 1
     assert rules_to("eth1") == {}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -125,3 +126,16 @@ def test_a_ring_is_the_file_from_an_offset():
     assert bytes(at(address, 4, np.uint8)) == b"here"
     linux.unmap(address, linux.PAGE)
     os.close(fd)
+
+
+def test_the_kernel_is_waited_for_without_a_descriptor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root by closing a socket; where there is none to be had, by a call that needs none."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("vmq.linux.socket.socket", none_left)
+    linux.grace_period()
+    monkeypatch.setattr(linux, "MEMBARRIER_CMD_GLOBAL", 1 << 30)
+    with pytest.raises(OSError, match="Invalid argument"):
+        linux.grace_period()

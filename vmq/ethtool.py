@@ -136,7 +136,7 @@ def rules_to(device: str) -> dict[int, int]:
     with _asked() as asked:
         for place in sorted(_places(asked, device)[0]):
             one = _at(asked, device, place)
-            if one["flow_type"] == et.ETHER_FLOW and (one["m_u"]["dst"] == WHOLE).all():
+            if one["flow_type"] == et.ETHER_FLOW and _is_of_destination(one):
                 found.setdefault(_address(one), int(one["ring_cookie"]))
     return found
 
@@ -160,6 +160,14 @@ def _at(asked: socket.socket, device: str, location: int) -> Any:
     body = np.zeros(1, et.rxnfc)
     body["fs"]["location"] = location
     return _ask(asked, device, body, et.ETHTOOL_GRXCLSRULE)["fs"][0]
+
+
+def _is_of_destination(one: Any) -> bool:
+    """Whether a rule asks for a whole destination address, and for nothing else."""
+    mask = one["m_u"].tobytes()
+    return (
+        mask[:ETH_ALEN] == b"\xff" * ETH_ALEN and not any(mask[ETH_ALEN:]) and not any(one["m_ext"].tobytes())
+    )
 
 
 def _address(one: Any) -> int:

@@ -22,6 +22,8 @@ from vmq.abi.linux import (
     MAP_POPULATE,
     MAP_PRIVATE,
     MAP_SHARED,
+    MEMBARRIER_CMD_GLOBAL,
+    NR_MEMBARRIER,
     PROT_READ,
     PROT_WRITE,
     SA_SIGINFO,
@@ -155,9 +157,13 @@ def setns(descriptor: int, kind: int) -> None:
 def grace_period() -> None:
     """Wait until no processor runs what it had begun to run in the kernel: programs and polls of devices (RCU).
 
-    To close a packet socket waits for that: linux, net/packet/af_packet.c, packet_release().
+    To close a packet socket waits for that: linux, net/packet/af_packet.c, packet_release(). Without a descriptor for one, membarrier(2) does,
+    which kernels with `nohz_full` refuse. OSError: the kernel cannot be waited for.
     """
-    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except OSError:
+        _done(_libc.syscall(ctypes.c_long(NR_MEMBARRIER), ctypes.c_int(MEMBARRIER_CMD_GLOBAL), 0, 0))
 
 
 def _done(result: int) -> None:

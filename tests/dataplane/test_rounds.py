@@ -281,6 +281,20 @@ def test_frames_behind_a_buffer_that_is_none_for_the_kernel_wait_with_the_others
 
 
 @interpreted
+def test_frames_for_a_ring_that_does_not_run_are_dropped_and_nothing_of_it_is_read() -> None:
+    """Also while it leaves: its addresses may be nobody's any more."""
+    with Owned() as owned:
+        owned.vm.post(4, 512)
+        owned.show(state.LED)
+        vq = owned.rig.rows(owned.vm, to_guest=True)[3]
+        vq["running"], vq["avail"], vq["desc"], vq["used"] = 0, 0, 0, 0
+        owned.arrives(numbered(A, B, 1))
+        owned.rig.run()
+        assert owned.rig.events() == []
+        assert int(owned.books["to_guest_drops"][reasons.TO_GUEST_NOT_RUNNING]) == 1
+
+
+@interpreted
 def test_frames_of_a_port_with_a_fault_are_dropped_and_it_leaves_all_the_same() -> None:
     with Owned() as owned:
         owned.vm.post(4, 512)

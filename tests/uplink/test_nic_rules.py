@@ -115,3 +115,20 @@ def test_a_veth_takes_none() -> None:
         host.call(lambda: rules.follow({A: 1}))
         assert rules.why.startswith("v0 takes no rules: ")
         host.call(rules.close)
+
+
+def test_a_rule_that_somebody_put_in_the_place_of_ours_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, rules = nic(monkeypatch), NicRules("eth1")
+    rules.follow({A: 4})
+    (place,) = device.rules
+    device.rules[place] = B.to_bytes(6, "little"), 7
+    rules.close()
+    assert device.queues() == {B: 7}
+
+
+def test_filters_stay_switched_on_while_others_have_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, rules = nic(monkeypatch), NicRules("eth1")
+    rules.follow({A: 4})
+    device.rules[0] = B.to_bytes(6, "little"), 7
+    rules.close()
+    assert (device.queues(), device.on) == ({B: 7}, True)

@@ -65,6 +65,22 @@ def test_more_than_fit_is_said_and_comes_right_again(monkeypatch: pytest.MonkeyP
     steering.close()
 
 
+def test_what_is_led_away_is_so_however_many_others_do_not_fit(monkeypatch: pytest.MonkeyPatch):
+    """Else frames of one VM would go on into a socket that is another's by then."""
+    monkeypatch.setattr(xdp_steering, "FILTERS_MAX", 4)
+    steering = XdpSteering(1, 1518)
+    few, many = {(A, 0), (B, 0)}, {(B + (number << 40), 0) for number in range(1, 40)}
+    own = to_own_queue(2, 1514)
+    assert steering.follow(few, direct={(A, 0): own}) == ""
+    for wanted in (many | few, [*many, *few], [*few, *many]):
+        assert "fit" in steering.follow(wanted, direct={(A, 0): own})
+        assert "fit" in steering.follow(wanted)
+        assert steering.filters.lookup(A.to_bytes(8, "little")) == bytes(4)
+        assert steering.follow(few, direct={(A, 0): own}) == ""
+        assert steering.filters.lookup(A.to_bytes(8, "little")) == own.to_bytes(4, "little")
+    steering.close()
+
+
 def test_closing_gives_everything_back_and_may_be_repeated():
     before = os.listdir("/proc/self/fd")
     steering = XdpSteering(1, 1518)

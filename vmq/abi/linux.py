@@ -89,3 +89,7 @@ MAP_POPULATE, MAP_FIXED_NOREPLACE = 0x8000, 0x100000
 
 # linux-errno.h
 EINTR, EAGAIN, ENOMEM, EFAULT, EBUSY, EINVAL, ENOBUFS = 4, 11, 12, 14, 16, 22, 105
+
+# linux-membarrier.h
+NR_MEMBARRIER = 324 if platform.machine() == "x86_64" else 283
+MEMBARRIER_CMD_GLOBAL = 1

@@ -279,7 +279,7 @@ def led_round(t: Any, w: Any, number: int, own: Any, state: Any) -> int:
     books = at(shared["queue_state"], MAX_QUEUES, queue_state)[number]
     if leaving and not own["withdrawn"]:
         withdraw(own)
-    if at(shared["port_state"], MAX_VPORTS, port_state)[owner]["fault"] != NO_FAULT:
+    if not vq["running"] or at(shared["port_state"], MAX_VPORTS, port_state)[owner]["fault"] != NO_FAULT:
         taken = lose(own, state, books)
     else:
         taken = place_frames(vq, ring, own, state, books, leaving)

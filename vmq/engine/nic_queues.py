@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,14 +34,16 @@ from vmq.dataplane import state
 from vmq.direct.memory import GuestMemory, identity
 from vmq.direct.nic_socket import BESIDE, NicSocket
 from vmq.engine.pinned import TORN, give_back, in_the_way, said, take
+from vmq.engine.plan import lasting
 from vmq.engine.tier import LED, SWITCHED, keys_led, soon, uplink_of
-from vmq.jit import store_release
+from vmq.jit import at, store_release
 from vmq.uplink.xdp import XdpUplink
 
 if TYPE_CHECKING:
     from vmq.engine.directing import Directing
     from vmq.engine.vm import Vm
 
+LOG = logging.getLogger("vmq")
 KEYS = ("uplink", "vlan", "nic_queue", "placement")  # of a VM, that a socket is made for
 TURN_SECONDS = 5.0  # for a processor to take a round: as Publisher.settle
 WAITED = "frames have come for it by another path than its NIC queue"
@@ -162,7 +165,9 @@ class NicQueues:
             own.socket = made = own.made.result()
             own.memory.registered()
             if own.memory.is_torn():
-                return  # the next look sees it
+                self.directing.torn.add(own.vm, own.memory)
+                self._give_up([own], TORN)
+                return
             own.stage = "kept"
             own.uplink.join(made)
             self._show(own, made.address)
@@ -179,11 +184,18 @@ class NicQueues:
         for name in ("bound", "withdrawn", "free", "waits", "unfit"):
             socket.row[name] = 0
         socket.row["until"] = state.NONE
+        if self._kept(vm):
+            return  # older frames wait for buffers: those that the kernel places would overtake them
         own.stage = LED
         vm.queues[0] = replace(vm.queues[0], led=state.LED)
         self.engine.publish()
         self.directing.whys.pop(vm.name, None)
         self.directing.tell(vm, "direct")
+
+    def _kept(self, vm: Vm) -> int:
+        """Frames that its processor has put aside for it."""
+        lists = at(int(self.engine.workers[vm.worker].row["todo"]), state.MAX_QUEUES, state.todo)
+        return int(lists[vm.first_queue]["kept"])
 
     @staticmethod
     def _show(own: Own, address: int) -> None:
@@ -220,7 +232,7 @@ class NicQueues:
             own.vm.queues[0] = replace(own.vm.queues[0], led=state.LEAVING)
         self.engine.publish()
         self._turn(lambda: all(one.row["withdrawn"] for one in sockets.values()))
-        linux.grace_period()
+        self._grace()
         for one in sockets.values():
             # us: the kernel's index, then until | the worker: until, then its own index.
             store_release(one.row, "until", one.received())
@@ -232,6 +244,14 @@ class NicQueues:
         for own in sockets:
             own.stage, self.directing.whys[own.vm.name] = "kept", whys[own]
             self.directing.tell(own.vm, "switched", whys[own], time.monotonic() - began)
+
+    def _grace(self) -> None:
+        """As a processor that is stuck, where the kernel cannot be waited for: what is half done is not left so."""
+        try:
+            linux.grace_period()
+        except OSError as problem:
+            self.engine.failed(problem)
+            raise
 
     def _turn(self, condition: Callable[[], bool]) -> None:
         """Wait for processors; TimeoutError when one is stuck."""
@@ -264,7 +284,9 @@ class NicQueues:
 
     def _stays(self, own: Own, new: Config) -> bool:
         before, config, wire = own.vm.config, new.vms.get(own.vm.name), own.vm.config.uplink or ""
-        same = config is not None and all(getattr(config, key) == getattr(before, key) for key in KEYS)
+        if config is None or lasting(config) != lasting(before):
+            return False
+        same = all(getattr(config, key) == getattr(before, key) for key in (*KEYS, "overload"))
         return same and new.uplinks.get(wire) == self.engine.config.uplinks.get(wire)
 
     def prepare(self) -> None:
@@ -291,6 +313,7 @@ class NicQueues:
 
     def _give_up(self, owns: Collection[Own], why: str) -> None:
         """Switch them, and give everything back: now, or when it is made."""
+        owns = [own for own in owns if self._owns.get(own.vm.name) is own]
         self._leave({own: why for own in owns if own.stage == LED})
         for own in owns:
             if (
@@ -312,14 +335,19 @@ class NicQueues:
         """Lead nothing there, have what has landed delivered, and nobody read it any more."""
         for own in owns:
             own.stage = "going"
-            own.uplink.unlead(own.vm.number)
+            if own.filters:  # else what leads to a VM of this number is not of this socket
+                own.uplink.unlead(own.vm.number)
+                own.filters = set()
         shown = {own: own.socket for own in owns if own.vm.queues[0].nic and own.socket is not None}
         if shown:
-            linux.grace_period()
+            self._grace()
             soon(lambda: all(one.waiting() == 0 for one in shown.values()))
             for own in shown:
                 self._show(own, 0)
             self.engine.publish()
+            for own, one in shown.items():
+                if left := one.waiting():
+                    LOG.warning("vm %s: %d frames went with its NIC queue", own.vm.name, left)
 
     def _forget(self, own: Own) -> None:
         """Nobody reads it."""

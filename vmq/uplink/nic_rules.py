@@ -5,7 +5,7 @@
                                      ─► else one of ours, deleted when it is not wanted any more
 
 What outlives a crash is a rule that leads an address to a queue: the next engine uses it, and it stays until somebody deletes it, as nobody can
-tell it from one of the owner's. N-tuple filters are switched on where they are off, and off again when none of ours is left.
+tell it from one of the owner's. N-tuple filters are switched on where they are off, and off again when none is left.
 
 A device that takes no rules is no error: its owner leads frames there by other means, or they come as ever. `why` says so. ethtool(8) -N
 """
@@ -64,9 +64,10 @@ class NicRules:
         self._refused = {mac: queue for mac, queue in missing.items() if mac not in self._ours}
 
     def _delete(self, mac: int) -> None:
-        _, place = self._ours.pop(mac)
+        queue, place = self._ours.pop(mac)
         try:
-            ethtool.delete_rule(self.device, place)
+            if ethtool.rule_at(self.device, place) == (mac, queue):  # else somebody has put his own there
+                ethtool.delete_rule(self.device, place)
         except OSError as error:
             LOG.warning("%s keeps the rule %d for %s: %s", self.device, place, mac_text(mac), error.strerror)
 
@@ -78,10 +79,12 @@ class NicRules:
             self._switched = True
 
     def _switch_off(self) -> None:
+        """Unless others have rules by now, which some drivers would forget."""
         if self._switched:
             self._switched = False
-            with contextlib.suppress(HostError):
-                ethtool.switch(self.device, NTUPLE, on=False)
+            with contextlib.suppress(HostError, OSError):
+                if ethtool.rules(self.device) == 0:
+                    ethtool.switch(self.device, NTUPLE, on=False)
 
     def close(self) -> None:
         """None of ours is left. It may be called again."""

@@ -131,7 +131,12 @@ class XdpSteering:
 
 
 def bring_about(table: Map, now: dict[int, int], wanted: Mapping[int, int]) -> str:
-    """Make the pairs of a map those that are wanted; why that failed, or nothing. `now` says what is there."""
+    """Make the pairs of a map those that are wanted; why that failed, or nothing. `now` says what is there.
+
+    Those that are there and lead elsewhere come first, as there is room for them in any case: what ought to lead a frame away from
+    a VM's memory does so, however many others do not fit.
+    """
+    _add(table, now, {key: value for key, value in wanted.items() if key in now})
     why = _add(table, now, wanted)
     for key in now.keys() - wanted.keys():
         table.delete(key.to_bytes(KEY_BYTES, "little"))
