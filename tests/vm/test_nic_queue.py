@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,12 @@ import pytest
 
 from tests.direct.harness_nic import Nic
 from tests.hostile.arena import MACS, PATIENCE, frame, until
+from tests.vm.lab import recipes
 from tests.vm.lab.engine import EngineProcess
+from tests.vm.lab.image import NET
 from tests.vm.lab.netns import Namespace
+from tests.vm.lab.nic import vhost_user
+from tests.vm.lab.qemu import Guest as QemuGuest
 from tests.vm.test_direct import DIRECT, direct, is_placed, placement
 from tests.vm.test_xdp import UPLINK, WIRE, station, vm
 from vmq.abi.ethernet import mac_number
@@ -78,3 +84,34 @@ def test_a_crash_loses_no_buffer_and_the_next_engine_has_the_queue(tmp_path: Pat
             assert placement(engine, "attacker")["why"] == "by a NIC queue of its own"
             there.send(frame("attacker", WIRE, 7))
             assert one.receive(1, PATIENCE) == [frame("attacker", WIRE, 7)]
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(300)
+def test_a_real_guest_gets_a_page_by_its_own_queue(tmp_path: Path) -> None:
+    """From a server at the far end. The frames that ask for addresses come by another path, and have it switched for a moment."""
+    mac, (folder, page) = MACS["attacker"], (tmp_path / "served", os.urandom(16 << 20))
+    folder.mkdir()
+    (folder / "page").write_bytes(page)
+    with Namespace("near") as near, Namespace("far") as far, Nic(near, far, device="wire0") as nic:
+        nic.rule(mac_number(mac), QUEUES["attacker"])
+        far.run("ethtool", "-K", "host0", "tx", "off")  # checksums that nobody would finish
+        far.address("host0", "10.0.0.254/24")
+        card = vhost_user(tmp_path / "attacker.sock", mac, "10.0.0.1/24")
+        with (
+            EngineProcess(tmp_path, CONFIG, near) as engine,
+            QemuGuest("one", [card], image=NET) as guest,
+        ):
+            guest.ready()
+            until(lambda: is_placed(engine, "attacker", "direct"))
+            server = far.popen("busybox", "httpd", "-f", "-h", str(folder), "-p", "10.0.0.254:8080")
+            try:
+                until(lambda: far.run("ss", "-ltnH"))
+                got = recipes.fetch(guest, "http://10.0.0.254:8080/page")
+            finally:
+                server.terminate()
+            assert got == hashlib.md5(page, usedforsecurity=False).hexdigest()
+            row = engine.show("vms")["attacker"]
+            assert row["frames_placed"] > 5000
+            assert row["frames_placed"] > row["frames_to_guest"] / 2
+            assert engine.show("uplinks")["wire"]["verdicts"]["own_queue"] > row["frames_placed"] / 2
